@@ -57,7 +57,7 @@ def sidebar():
     for part, numbers in PARTS.items():
         names = [f'chapters/{topic(chapter)}' for chapter in number if number[chapter] in numbers]
         if names: yield contents(part, names)
-    yield contents('To look up', ['glossary', 'Index of functions <genindex>'])
+    yield contents('To look up', ['glossary', 'Functions and terms <genindex>'])
 
 
 def contents(caption, names):
