@@ -30,7 +30,7 @@ from fastprogress.fastprogress import progress_bar
 from .cohorts import SPLITS, CohortError, check_disjoint
 from .images import read_grey
 
-# %% ../nbs/04_batches.ipynb #e04736b1
+# %% ../nbs/04_batches.ipynb #8683a375
 class Store(NamedTuple):
     "The decoded images of a cohort: row i of `pixels` is row i of the cohort"
     pixels: torch.Tensor # uint8 `(n, size, size)`: grey in [0, 255]
@@ -70,13 +70,17 @@ def write_atomically(
     file:str|Path, # where the whole file will be
     write:Callable[[Path], object], # writes a file at the path it is given; the suffix is the same
 ) -> None:
-    "Write beside the place and rename: the file is whole, or it is not there."
+    """Write beside the place and rename: the file is whole, or it is not there.
+
+    Raises `OSError` naming the file when it cannot be written, whatever library wrote it."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial_file = file.with_name(f'.{os.getpid()}.partial.{file.name}')
     try:
         write(partial_file)
         os.replace(partial_file, file)
+    except OSError: raise
+    except Exception as error: raise OSError(f"{file} could not be written ({error}).") from error
     finally: partial_file.unlink(missing_ok=True)
 
 def _decode(paths, image_size, progress):
