@@ -19,7 +19,7 @@ demo: $(STAMP) ## compare a custom CNN with a pretrained ResNet-18 on the phanto
 	$(BIN)/cxr_learn demo
 
 test: $(STAMP) ## run the notebooks and the tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-test --n_workers 2 --do_print
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-test --n-workers 2 --do-print
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 lab: $(STAMP) ## open the book in JupyterLab
@@ -38,12 +38,12 @@ bench: $(STAMP) ## measure speed, into results/benchmarks
 	$(BIN)/python tests/benchmarks/run.py
 
 clean: ## remove what was built; results and the environment stay
-	rm -rf build dist *.egg-info docs/_build docs/chapters _proc .pytest_cache
+	rm -rf build dist *.egg-info docs/_build .pytest_cache
 
 # One environment for everything, in this folder; nothing outside it is touched.
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 ifneq ($(UV),)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
 	$(if $(TORCH_INDEX),$(UV) pip install --python $(BIN)/python --index-url $(TORCH_INDEX) $(TORCH))
 	$(UV) pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 else

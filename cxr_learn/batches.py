@@ -127,7 +127,7 @@ class StoreDL(WeightedDL):
         for batch in chunked(samples, self.bs, self.drop_last):
             yield tuple(part.tfms(rows[batch]) for part in self.dataset.tls[:self.dataset.n_inp + 1])
 
-# %% ../nbs/04_batches.ipynb #0a8786f4
+# %% ../nbs/04_batches.ipynb #46219dc3
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
@@ -145,7 +145,9 @@ def make_dls(
     rows = {split: np.flatnonzero(cohort['split'] == split) for split in SPLITS}
     for split in ('train', 'valid'):
         absent = sorted(set(cohort['label']) - set(cohort['label'].iloc[rows[split]]))
-        if absent: raise CohortError(f"The {split} split has no image of {', '.join(absent)}.")
+        if absent:
+            raise CohortError(f"The {split} split has no image of {', '.join(absent)}: add patients with it, "
+                              "or drop the class.")
     vocab = sorted(cohort['label'].unique())
     datasets = Datasets(range(len(cohort)), [RowPixels(store.pixels), RowLabels(cohort['label'], vocab)],
                         splits=[rows['train'].tolist(), rows['valid'].tolist()])
