@@ -164,6 +164,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'cxr_learn/training.py'),
                                     'cxr_learn.training._as_tuples': ('training.html#_as_tuples', 'cxr_learn/training.py'),
                                     'cxr_learn.training.best_epoch': ('training.html#best_epoch', 'cxr_learn/training.py'),
+                                    'cxr_learn.training.body_and_head': ('training.html#body_and_head', 'cxr_learn/training.py'),
                                     'cxr_learn.training.environment': ('training.html#environment', 'cxr_learn/training.py'),
                                     'cxr_learn.training.make_learner': ('training.html#make_learner', 'cxr_learn/training.py'),
                                     'cxr_learn.training.native_bf16': ('training.html#native_bf16', 'cxr_learn/training.py'),
