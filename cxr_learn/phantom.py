@@ -38,13 +38,13 @@ def attenuation(
     "Add up what each ray meets: attenuation coefficient times thickness"
     return sum(ATTENUATION[material]*cm for material, cm in thickness.items())
 
-# %% ../nbs/00_phantom.ipynb #f076f618
+# %% ../nbs/00_phantom.ipynb #36581de4
 # Lengths are cm, set by eye to look like adult PA radiographs; (0,1) is a share of what follows.
 PATIENT = dict(
     age=(20,90), male=(0,1), size=(.91,1.03), habitus=(0,1), arm=(0,1), breast=(0,1),
     chest_width=(12.8,14.8), chest_depth=(7.5,9.3), apex=(4.6,5.6), lung_height=(20,26),
-    dome_step=(.6,1.9), mediastinum=(2.6,3.5), aorta=(0,1), heart_ratio=(.39,.49),
-    enlarged_ratio=(.52,.63), heart_tilt=(.55,.9), rib_spacing=(2.2,2.6), rib_slope=(.62,.82),
+    dome_step=(.6,1.9), mediastinum=(2.6,3.5), aorta=(0,1), heart_ratio=(.41,.49),
+    enlarged_ratio=(.53,.64), heart_tilt=(.55,.9), rib_spacing=(2.2,2.6), rib_slope=(.62,.82),
     rib_phase=(0,6.3), rib_bone=(.2,.38), clavicle=(0,1), scapula=(0,1), stomach=(0,1),
     vessels=(.8,1.25), side=(0,1), across=(0,1), height=(0,1), extent=(0,1), severity=(0,1))
 IMAGE = dict(
@@ -139,14 +139,14 @@ def body(p, x, y):
     breast = breast*(1+.35*((y-level)/4).clamp(-1,1))
     return 2*torch.maximum(torch.maximum(trunk, neck), shoulder)+p.breast_size*breast
 
-# %% ../nbs/00_phantom.ipynb #ed513a3c
+# %% ../nbs/00_phantom.ipynb #8b567764
 def heart(p, x, y, ratio):
     "Left ventricle, right atrium and pulmonary trunk, for a cardiothoracic `ratio`"
     half, usual = ratio*p.chest_width, p.heart_ratio*p.chest_width
     c, s = p.heart_tilt.cos(), p.heart_tilt.sin()
     x, level = x-4*p.rotation, p.dome-.62*half+.6
-    short = half*((1-(1.22*c)**2).clamp(min=.3).sqrt()/s).clamp(max=.95)
-    ventricle = ellipsoid(x, y, .3*half, level, 1.22*half, short, p.heart_tilt)
+    size = half/((1.2*c)**2+(.8*s)**2).sqrt()       # so that the width is twice `half`
+    ventricle = ellipsoid(x, y, .3*half, level, 1.2*size, .8*size, p.heart_tilt)
     atrium = ellipsoid(x, y, -.2*half, level-.1*half, .5*half, 1.05*half)
     trunk = ellipsoid(x, y, .36*usual, p.dome-1.37*usual+.6, .55*usual, .95*usual,
                       torch.tensor(-.5))
@@ -254,7 +254,7 @@ def vessels(p, size):
         length, radius = length*(.62+.35*new[...,1]), radius*share**(1/3)
     return splat(p, *(torch.cat(v, 1) for v in zip(*pieces)), size)
 
-# %% ../nbs/00_phantom.ipynb #21cb48a3
+# %% ../nbs/00_phantom.ipynb #1ff79ff6
 FINDINGS = {
     'normal': 'no finding; cardiothoracic ratio below 0.5',
     'lobar consolidation': 'homogeneous opacity of a lobe that obscures vessels and may end at '
@@ -285,21 +285,21 @@ def consolidation(p, at):
     dy = at.v-.32*upper-.64*middle-.82*lower
     patch = edge(.2+.26*p.extent-((dx/1.5)**2+dy**2).sqrt()+.05*at.texture(0), .035)
     share = lobe*patch*(side*at.x>0)
-    return share*(.25+.6*p.severity)*(1+.08*at.texture(1)).clamp(max=1.15), 0, share>.15
+    return share*(.2+.6*p.severity)*(1+.08*at.texture(1)).clamp(max=1.15), 0, share>.15
 
 def interstitial(p, at):
     "A net of lines where a random texture crosses zero, with a few dots, denser at the base"
     zone = edge(at.v-.15-.35*(1-p.extent)*p.height, .12)*(.55+.45*at.v.clamp(0,1))
     zone = zone*(1+.35*at.texture(0)).clamp(min=.2)
     lines, dots = torch.exp(-(at.texture(2)/.35)**2), (at.texture(2)-1.2).clamp(min=0)
-    return (.06+.24*p.severity)*zone*(.9*lines+.25*dots+.18), 0, zone>.15
+    return (.05+.24*p.severity)*zone*(.9*lines+.25*dots+.18), 0, zone>.15
 
 def ground_glass(p, at):
     "Part of the air replaced, in patches along the outer wall of both lungs"
     zone = edge(at.lateral-.62+.12*at.texture(0), .07)*edge(at.v-.5+.45*p.extent, .08)
     patches = .35+.65*edge(at.texture(1)+.3+.8*p.extent, .35)
     zone = zone*patches*(1-.5*p.across*(at.x>0))                  # rarely the same on both sides
-    return (.12+.35*p.severity)*zone, 0, zone>.08
+    return (.1+.35*p.severity)*zone, 0, zone>.08
 
 def effusion(p, at):
     "All air replaced below a level that rises towards the chest wall"
@@ -329,7 +329,7 @@ LUNG_FINDINGS = {
     'bilateral peripheral ground-glass': ground_glass, 'effusion': effusion, 'nodule': nodule,
     'pneumothorax': pneumothorax}
 
-# %% ../nbs/00_phantom.ipynb #12265b05
+# %% ../nbs/00_phantom.ipynb #a16b945f
 def lung_space(p, size, ratio):
     "Coordinates, lung thickness and outlines before any finding"
     x, y = body_coordinates(p, size)
@@ -353,7 +353,8 @@ def thicknesses(
     "What each ray meets, and where lungs, heart and the finding are"
     at = lung_space(p, size, p.enlarged_ratio if finding=='cardiomegaly' else p.heart_ratio)
     x, y, lung, masks = at.x, at.y, at.lung, at.masks
-    fluid = .22*p.vessels*ellipsoid(x.abs(), y, 4.3, p.hilum+.9*(x<0)+.3, 1.3, 2.2)   # hila
+    hila = ellipsoid(x.abs(), y, 4.1, p.hilum+.9*(x<0)+.3, 1.9, 3)**3
+    fluid = .25*p.vessels*hila
     free_air = torch.zeros(())
     if finding=='cardiomegaly': masks[finding] = masks['heart']
     if finding in LUNG_FINDINGS:
