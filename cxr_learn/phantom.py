@@ -254,7 +254,7 @@ def vessels(p, size):
         length, radius = length*(.62+.35*new[...,1]), radius*share**(1/3)
     return splat(p, *(torch.cat(v, 1) for v in zip(*pieces)), size)
 
-# %% ../nbs/00_phantom.ipynb #1ff79ff6
+# %% ../nbs/00_phantom.ipynb #9135a4d5
 FINDINGS = {
     'normal': 'no finding; cardiothoracic ratio below 0.5',
     'lobar consolidation': 'homogeneous opacity of a lobe that obscures vessels and may end at '
@@ -263,8 +263,8 @@ FINDINGS = {
         'net, in both lungs (reticular pattern; Hansell et al. 2008)',
     'bilateral peripheral ground-glass': 'hazy opacity, less dense than consolidation, in the '
         'outer parts of both lungs (Bankier et al., Radiology 2024;310:e232558)',
-    'effusion': 'fluid in the pleural space: blunts the costophrenic angle, its upper border a '
-        'meniscus (Blackmore et al., Acad Radiol 1996;3:103-109)',
+    'effusion': 'fluid in the pleural space: a meniscus that fills the costophrenic angle '
+        '(Kocijančič, Radiol Oncol 2005;39:237-242)',
     'cardiomegaly': 'heart wider than half of the inner chest: cardiothoracic ratio above 0.5 '
         '(Danzer, Am J Med Sci 1919;157:513-521)',
     'nodule': 'rounded opacity of up to 3 cm in diameter (Hansell et al. 2008)',
