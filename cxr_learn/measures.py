@@ -188,7 +188,7 @@ def evaluate(
                          positive_patients=int(positive.get(label, patients))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_measures.ipynb #61e2a2bb
+# %% ../nbs/05_measures.ipynb #8f08a723
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')  # Okabe and Ito
 LINES = ('-', '--', '-.', ':')
 
@@ -230,5 +230,5 @@ def plot_roc(
                   label=f'{label}: {value:.2f} ({interval})')
     axes.plot([0, 1], [0, 1], ':', color='grey', lw=1)
     axes.set_xlabel('1 - specificity'); axes.set_ylabel('sensitivity')
-    axes.legend(title=f'AUC, n = {len(predictions)} images', fontsize=8, loc='lower right')
+    axes.legend(title=f'AUC, n = {len(predictions)} images', fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.14))
     return axes
