@@ -22,7 +22,7 @@ def conv_block(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
         nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), nn.MaxPool2d(2))
 
-# %% ../nbs/07_cnn.ipynb #94db8734
+# %% ../nbs/07_cnn.ipynb #cc955fc3
 class BlockNet(nn.Module):
     "A row of blocks and a head; takes grey images `(n, 1, h, w)` in [0, 1], gives `(n, classes)` logits"
     def __init__(
@@ -44,10 +44,12 @@ class BlockNet(nn.Module):
 def make_head(
     features:int, # channels of the last block
     classes:int, # number of classes, at least 2
+    standardise:bool=False, # bring each feature to mean 0 and variance 1 first; adds no parameters
 ) -> nn.Sequential: # `(n, features, h, w)` -> `(n, classes)`
     "Average each channel over the map, then one linear layer."
     if classes < 2: raise ValueError(f"classes = {classes}: at least 2 are needed.")
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes))
+    scale = [nn.BatchNorm1d(features, affine=False)] if standardise else []
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *scale, nn.Linear(features, classes))
 
 def count_parameters(
     model:nn.Module, # any module

@@ -23,10 +23,10 @@ from .evaluation import compare_with_first, run_study, score_table, seed_table, 
 from .freezing import freezing_plan
 from .phantom import DEMO_FINDINGS, save_phantoms
 
-# %% ../nbs/20_command_line.ipynb #54e3fe66
-SETTINGS = dict(epochs=6, lr=1e-3, schedule='one_cycle', batch_size=64)
+# %% ../nbs/20_command_line.ipynb #b075a568
+SETTINGS = dict(epochs=7, lr=5e-4, head_lr=2e-3, schedule='one_cycle', batch_size=32)
 PHANTOM = dict(patients=640, images_per_patient=(1, 3), image_size=128)
-TINY_SETTINGS = {**SETTINGS, 'epochs': 1, 'batch_size': 32}
+TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
 TINY_PHANTOM = dict(patients=280, images_per_patient=(1, 1), image_size=48)
 
 def demo(

@@ -71,7 +71,7 @@ def _read_safetensors(file):
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{file} cannot be read as safetensors weights ({error}).") from None
 
-# %% ../nbs/09_transfer.ipynb #994bc174
+# %% ../nbs/09_transfer.ipynb #022a8f1b
 def transfer_net(
     architecture:str='resnet18', # one of `ARCHITECTURES`
     weights:str='shipped', # one of `WEIGHT_NAMES`, or the path of a .safetensors file
@@ -93,4 +93,5 @@ def transfer_net(
             raise WeightsError(f"The weights {weights} do not fit {architecture}; {len(wrong)} layer(s) differ, "
                                f"such as {', '.join(sorted(wrong)[:3])}.")
         network.load_state_dict(state)
-    return BlockNet(resnet_blocks(network), make_head(features, classes), IMAGENET_MEAN, IMAGENET_STD)
+    head = make_head(features, classes, standardise=True)
+    return BlockNet(resnet_blocks(network), head, IMAGENET_MEAN, IMAGENET_STD)
