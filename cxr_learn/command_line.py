@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'PHANTOM', 'TINY_SETTINGS', 'TINY_PHANTOM', 'PHANTOM_REMARK', 'demo', 'main']
 
-# %% ../nbs/20_command_line.ipynb #6a165e95
+# %% ../nbs/20_command_line.ipynb #383bd235
+import warnings
+warnings.filterwarnings('ignore', message='`torch.jit.script`', category=FutureWarning)  # fastai's, not the reader's
+
+# %% ../nbs/20_command_line.ipynb #9112b6c1
 import argparse
 import errno
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -23,7 +26,7 @@ from .evaluation import compare_with_first, run_study, score_table, seed_table, 
 from .freezing import freezing_plan
 from .phantom import DEMO_FINDINGS, save_phantoms
 
-# %% ../nbs/20_command_line.ipynb #b075a568
+# %% ../nbs/20_command_line.ipynb #b2d998c7
 SETTINGS = dict(epochs=7, lr=5e-4, head_lr=2e-3, schedule='one_cycle', batch_size=32)
 PHANTOM = dict(patients=640, images_per_patient=(1, 3), image_size=128)
 TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
@@ -53,8 +56,8 @@ def demo(
     if size < 32: raise CohortError(f"image_size = {size}: five poolings need at least 32 pixels.")
     if seeds < 1: raise CohortError(f"seeds = {seeds}: train at least once.")
     if limit is not None and limit < 1: raise CohortError(f"limit = {limit}: use at least one image.")
-    out.mkdir(parents=True, exist_ok=True)
     if data == 'phantom' and path is None:
+        out.mkdir(parents=True, exist_ok=True)
         say('Making the phantom ...')
         path = save_phantoms(out/'phantom', findings=DEMO_FINDINGS, seed=seed, **{**phantom, 'image_size': size})
     elif path is None and data in LOADERS: path = _find(data)
@@ -101,23 +104,23 @@ def _write_results(study, cohort, store, out, data, started, say):
         f'Not for clinical use. Report: {report}')
     return report
 
-# %% ../nbs/20_command_line.ipynb #d11747db
+# %% ../nbs/20_command_line.ipynb #5cadc909
 def _parser():
     parser = argparse.ArgumentParser(prog='cxr_learn', description='Transfer learning for chest radiographs. Not for clinical use.')
     parser.add_argument('--version', action='version', version=cxr_learn.__version__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='command')
-    run = commands.add_parser('demo', help='compare a custom CNN with a pretrained ResNet-18 under layer freezing',
-                              formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    run.add_argument('--data', default='phantom', help=f"one of {', '.join(LOADERS)}")
+    run = commands.add_parser('demo', help='compare a custom CNN with a pretrained ResNet-18 under layer freezing')
+    run.add_argument('--data', default='phantom', help=f"one of {', '.join(LOADERS)}; phantom if not given")
     run.add_argument('--path', help='folder of the data; the phantom is made where none is given')
     run.add_argument('--out', help='folder for the results; results/demo and what differs from the default run if not given')
-    run.add_argument('--seed', type=int, default=0, help='of the phantom, the split and the first training')
-    run.add_argument('--seeds', type=int, default=1, help='trainings of each model; a claim needs 3')
+    run.add_argument('--seed', type=int, default=0, help='of the phantom, the split and the first training; 0 if not given')
+    run.add_argument('--seeds', type=int, default=1, help='trainings of each model, 1 if not given; a claim needs 3')
     run.add_argument('--limit', type=int, help='use about so many images, for a quick look')
     run.add_argument('--image-size', type=int, help='side of the images in pixels; 128 if not given')
     run.add_argument('--epochs', type=int, help=f"of each training; {SETTINGS['epochs']} if not given")
-    run.add_argument('--weights', default='shipped', help='shipped, imagenet, none, or a .safetensors file')
-    run.add_argument('--frozen-blocks', type=int, nargs='+', default=list(range(5)), metavar='K', help='blocks to freeze, each 0 to 4')
+    run.add_argument('--weights', default='shipped', help='shipped (if not given), imagenet, none, or a .safetensors file')
+    run.add_argument('--frozen-blocks', type=int, nargs='+', default=list(range(5)), metavar='K',
+                     help='numbers of blocks to freeze, each 0 to 4; all five if not given')
     run.add_argument('--tiny', action='store_true', help='the phantom in under a minute, for tests and the impatient')
     run.add_argument('--traceback', action='store_true', help='show where an error happened')
     return parser
@@ -138,7 +141,6 @@ def main(
     options = parser.parse_args(arguments)
     chosen = {name: value for name, value in vars(options).items() if name not in ('command', 'traceback')}
     chosen['out'] = options.out or _default_out(options, parser)
-    warnings.filterwarnings('ignore', category=FutureWarning)
     try:
         demo(**chosen, progress=sys.stderr.isatty() and sys.stdout.isatty())
         return 0
