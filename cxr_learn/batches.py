@@ -30,11 +30,18 @@ from fastprogress.fastprogress import progress_bar
 from .cohorts import SPLITS, CohortError, check_disjoint
 from .images import read_grey
 
-# %% ../nbs/04_batches.ipynb #8683a375
+# %% ../nbs/04_batches.ipynb #4637d023
 class Store(NamedTuple):
     "The decoded images of a cohort: row i of `pixels` is row i of the cohort"
     pixels: torch.Tensor # uint8 `(n, size, size)`: grey in [0, 255]
+    images: tuple # the images' names, in the same order
     key: str # digest of the images' names, bytes and the size
+
+    def take(self, rows) -> 'Store':
+        "The store of a part of the cohort, by row numbers"
+        images = tuple(self.images[row] for row in rows)
+        part = hashlib.sha256('\n'.join((self.key, *images)).encode()).hexdigest()[:16]
+        return Store(self.pixels[rows], images, part)
 
 def store_key(
     cohort:pd.DataFrame, # a cohort
@@ -61,10 +68,13 @@ def build_store(
     if image_size < 1: raise ValueError(f"image_size = {image_size}: a side of at least 1 pixel is needed.")
     folder, key = Path(folder), store_key(cohort, image_size)
     file = folder/f'{key}.npy'
-    if not file.exists():
+    shape = (len(cohort), image_size, image_size)
+    try: pixels = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError): pixels = None  # absent or damaged: decode again
+    if pixels is None or pixels.shape != shape or pixels.dtype != np.uint8:
         pixels = _decode(cohort['path'], image_size, progress)
         write_atomically(file, lambda partial_file: np.save(partial_file, pixels))
-    return Store(torch.from_numpy(np.load(file, allow_pickle=False)), key)
+    return Store(torch.from_numpy(pixels), tuple(cohort['image']), key)
 
 def write_atomically(
     file:str|Path, # where the whole file will be
@@ -78,6 +88,7 @@ def write_atomically(
     partial_file = file.with_name(f'.{os.getpid()}.partial.{file.name}')
     try:
         write(partial_file)
+        with open(partial_file, 'rb') as written: os.fsync(written.fileno())  # on disk before it has its name
         os.replace(partial_file, file)
     except OSError: raise
     except Exception as error: raise OSError(f"{file} could not be written ({error}).") from error
@@ -127,7 +138,7 @@ class StoreDL(WeightedDL):
         for batch in chunked(samples, self.bs, self.drop_last):
             yield tuple(part.tfms(rows[batch]) for part in self.dataset.tls[:self.dataset.n_inp + 1])
 
-# %% ../nbs/04_batches.ipynb #46219dc3
+# %% ../nbs/04_batches.ipynb #73bbdbc2
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
@@ -139,8 +150,8 @@ def make_dls(
 
     Raises `CohortError` for a store of other images, patients in two splits, or a missing class."""
     check_disjoint(cohort)
-    if len(store.pixels) != len(cohort):
-        raise CohortError(f"The store has {len(store.pixels)} images and the cohort {len(cohort)}: "
+    if store.images != tuple(cohort['image']):
+        raise CohortError(f"The store of {len(store.images)} images is not that of this cohort of {len(cohort)}: "
                           "build the store from this cohort.")
     rows = {split: np.flatnonzero(cohort['split'] == split) for split in SPLITS}
     for split in ('train', 'valid'):

@@ -22,7 +22,7 @@ def conv_block(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
         nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), nn.MaxPool2d(2))
 
-# %% ../nbs/07_cnn.ipynb #cc955fc3
+# %% ../nbs/07_cnn.ipynb #a7ce43e6
 class BlockNet(nn.Module):
     "A row of blocks and a head; takes grey images `(n, 1, h, w)` in [0, 1], gives `(n, classes)` logits"
     def __init__(
@@ -34,12 +34,15 @@ class BlockNet(nn.Module):
     ):
         super().__init__()
         self.blocks, self.head = nn.Sequential(*blocks), head
+        self.bf16 = False  # whether to multiply in 16 bits; the chapter on training decides
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, grey:Tensor) -> Tensor:
         colour = (grey.as_subclass(Tensor) - self.mean) / self.std  # one channel spreads over three
-        return self.head(self.blocks(colour.contiguous(memory_format=torch.channels_last)))
+        with torch.autocast(grey.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.head(self.blocks(colour.contiguous(memory_format=torch.channels_last)))
+        return logits.float()
 
 def make_head(
     features:int, # channels of the last block

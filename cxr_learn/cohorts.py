@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'IMAGE_SUFFIXES', 'THUMBNAIL_SIDE', 'DUPLICATE_CORRELATION', 'COVID_RADIOGRAPHY_LABELS',
-           'LOADERS', 'CohortError', 'make_cohort', 'load_phantom', 'kermany_patient', 'load_kermany',
+           'REMARKS', 'LOADERS', 'CohortError', 'make_cohort', 'load_phantom', 'kermany_patient', 'load_kermany',
            'near_duplicate_clusters', 'load_folder', 'load_covid_radiography', 'load_cohort', 'find_collection',
-           'split_by_patient', 'check_disjoint', 'summarise_cohort', 'plot_cohort', 'sample_patients']
+           'split_by_patient', 'check_disjoint', 'summarise_cohort', 'patient_noun', 'plot_cohort', 'sample_patients']
 
 # %% ../nbs/01_cohorts.ipynb #20170d03
 import difflib
@@ -67,7 +67,7 @@ def make_cohort(
     cohort = rows.reindex(columns=list(COLUMNS))
     return cohort.sort_values('image', ignore_index=True)
 
-# %% ../nbs/01_cohorts.ipynb #61807dfd
+# %% ../nbs/01_cohorts.ipynb #5f1be697
 def load_phantom(
     folder:str|Path, # a folder that `save_phantoms` wrote
 ) -> pd.DataFrame: # a cohort
@@ -76,7 +76,9 @@ def load_phantom(
     table_file = folder/'cohort.csv'
     if not table_file.exists():
         raise CohortError(f"{folder} holds no cohort.csv: make the phantom with `save_phantoms`.")
-    table = pd.read_csv(table_file)
+    try: table = pd.read_csv(table_file)
+    except ValueError as error:  # pandas' parsing errors are ValueErrors
+        raise CohortError(f"{table_file} cannot be read as a table ({error}): make it anew.") from None
     if 'image_id' not in table: raise CohortError(f"{table_file} lacks the column image_id.")
     image = 'images/' + table['image_id'] + '.png'
     return make_cohort(table.assign(
@@ -84,11 +86,12 @@ def load_phantom(
         patient_rule='given', source='phantom'))
 
 def _existing_folder(folder):
+    if folder is None: raise CohortError("No folder was named: give a path, or set CXR_DATA.")
     folder = Path(folder)
     if not folder.is_dir(): raise CohortError(f"There is no folder {folder}: check the path.")
     return folder
 
-# %% ../nbs/01_cohorts.ipynb #368406d4
+# %% ../nbs/01_cohorts.ipynb #5175d713
 _PNEUMONIA_NAME = re.compile(r'person(?P<patient>\d+)_(?P<type>bacteria|virus)_\d+', re.I)
 _NORMAL_NAME = re.compile(r'(?P<prefix>(?:NORMAL2-)?IM)-(?P<patient>\d+)', re.I)
 
@@ -101,11 +104,11 @@ def kermany_patient(
     if pneumonia:
         kind = {'bacteria': 'bacterial', 'virus': 'viral'}[pneumonia['type'].lower()]
         return f"{split}-{kind}-{int(pneumonia['patient'])}", kind
-    if normal: return f"{split}-{normal['prefix'].upper()}-{int(normal['patient'])}", 'normal'
+    if normal: return f"{normal['prefix'].upper()}-{int(normal['patient'])}", 'normal'
     raise CohortError(f"The file name {image} is not one of Kermany's: no patient can be read from "
                       "it. Move it out, or read the folder with `load_folder`.")
 
-# %% ../nbs/01_cohorts.ipynb #9fba293e
+# %% ../nbs/01_cohorts.ipynb #1853a44d
 def load_kermany(
     folder:str|Path, # holds train/ and test/, each with NORMAL/ and PNEUMONIA/
     classes:int=2, # 2: normal, pneumonia; 3: normal, bacterial, viral
@@ -127,10 +130,11 @@ def load_kermany(
         if (kind == 'normal') != (folders[1] == 'NORMAL'):
             raise CohortError(f"{'/'.join(folders)}: the file name says {kind}, the folder does not.")
         label = kind if classes == 3 or kind == 'normal' else 'pneumonia'
+        rule = 'file name, unproven' if kind == 'normal' else 'file name'
         rows.append(dict(image='/'.join(folders), path=str(path), patient_id=patient_id,
-                         label=label, split=split))
-    table = pd.DataFrame(rows, columns=['image', 'path', 'patient_id', 'label', 'split'])
-    return make_cohort(table.assign(patient_rule='file name', source='kermany'))
+                         patient_rule=rule, label=label, split=split))
+    columns = ['image', 'path', 'patient_id', 'patient_rule', 'label', 'split']
+    return make_cohort(pd.DataFrame(rows, columns=columns).assign(source='kermany'))
 
 def _looks_like_kermany(folder):
     return all((folder/split/kind).is_dir()
@@ -139,8 +143,8 @@ def _looks_like_kermany(folder):
 def _image_files(folder):
     "All radiographs under `folder`, in order: no lung masks, no leavings of an archive tool"
     paths = (path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in paths if not {'masks', '__MACOSX'} & set(path.parts)
-                  and not path.name.startswith('.'))
+    return sorted(path for path in paths if not path.name.startswith('.')
+                  and not {'masks', '__MACOSX'} & set(path.relative_to(folder).parts))
 
 # %% ../nbs/01_cohorts.ipynb #ee312a0e
 THUMBNAIL_SIDE = 32      # pixels: coarse enough to forgive compression, fine enough to see ribs
@@ -171,7 +175,7 @@ def _thumbnail(path):
         raise CohortError(f"{path} cannot be read as an image ({error}): remove or replace it.") from None
     return np.asarray(small, dtype=np.float32)
 
-# %% ../nbs/01_cohorts.ipynb #787a7a34
+# %% ../nbs/01_cohorts.ipynb #3459caf5
 def load_folder(
     folder:str|Path, # one subfolder per class; images anywhere below it
     patient_pattern:str|None=None, # regular expression with a group `patient`, searched in file names
@@ -183,10 +187,15 @@ def load_folder(
     classes = sorted(item.name for item in folder.iterdir() if item.is_dir() and item.name[0] != '.')
     absent = sorted(set(labels or ()) - set(classes))
     if absent: raise CohortError(f"{folder} lacks the class folder(s) {', '.join(absent)}.")
+    splits = sorted({'train', 'val', 'valid', 'test'} & {label.lower() for label in classes})
+    if splits and labels is None:
+        raise CohortError(f"{folder} has the subfolder(s) {', '.join(splits)}, which are splits and not "
+                          "classes: name the folder of one split, or use the set's own loader.")
     files = [(path, label) for label in labels or classes for path in _image_files(folder/label)]
-    if not files:
-        raise CohortError(f"{folder} holds no images: one subfolder per class with "
-                          f"{', '.join(IMAGE_SUFFIXES)} files is expected.")
+    empty = sorted(set(labels or classes) - {label for _, label in files})
+    if not files or empty:
+        raise CohortError(f"{folder} holds no images{' for ' + ', '.join(empty) if empty else ''}: one subfolder "
+                          f"per class with {', '.join(IMAGE_SUFFIXES)} files is expected.")
     paths = [path for path, _ in files]
     if patient_pattern is None:
         patients = [f'cluster-{cluster}' for cluster in near_duplicate_clusters(paths)]
@@ -211,7 +220,15 @@ def load_covid_radiography(
     "Read the COVID-19 Radiography Database; its lung masks, where present, are not images of it."
     return load_folder(folder, source='covid_radiography', labels=COVID_RADIOGRAPHY_LABELS)
 
-# %% ../nbs/01_cohorts.ipynb #5c62ce1b
+# %% ../nbs/01_cohorts.ipynb #e3ec6937
+REMARKS = {
+    'phantom': 'The images are simulated: a score on them says how the course works, and nothing about medicine.',
+    'kermany': 'Children of one to five years from one hospital in Guangzhou (Kermany et al. 2018). The patients of the '
+               'normal images are read from file names by an unproven rule.',
+    'covid_radiography': 'Gathered from several sources that differ between the classes, some of children and some of '
+                         'adults (Chowdhury et al. 2020): a network may recognise the source instead of the disease.'}
+
+# %% ../nbs/01_cohorts.ipynb #a4dcf323
 LOADERS:dict[str, Callable] = {
     'phantom': load_phantom, 'kermany': load_kermany,
     'covid_radiography': load_covid_radiography, 'folder': load_folder}
@@ -235,11 +252,13 @@ def find_collection(
     name:str, # 'kermany' or 'covid_radiography'
 ) -> Path|None: # the first folder below `CXR_DATA` with that layout; None where there is none
     "Where a real collection lies on this machine, if it does."
-    root = os.environ.get('CXR_DATA')
-    if not root or not Path(root).is_dir(): return None
-    return next((f for f in sorted(Path(root).iterdir()) if f.is_dir() and _LAYOUTS[name](f)), None)
+    named = os.environ.get('CXR_DATA')
+    here = Path.cwd()  # a relative path is meant from the project's folder, and notebooks run below it
+    root = next((p/named for p in (here, *here.parents) if (p/named).is_dir()), None) if named else None
+    if root is None: return None
+    return next((f for f in sorted(root.iterdir()) if f.is_dir() and _LAYOUTS[name](f)), None)
 
-# %% ../nbs/01_cohorts.ipynb #8d9ea3f2
+# %% ../nbs/01_cohorts.ipynb #153945ae
 def split_by_patient(
     cohort:pd.DataFrame, # a cohort; rows whose split is 'test' keep it
     valid:float=.15, # share of the images that are not official test images, in (0, 1)
@@ -266,9 +285,9 @@ def split_by_patient(
         group = group.iloc[rng.permutation(len(group))]
         dealt = 0
         for position, (split, share) in enumerate(shares.items()):
-            wanted = np.searchsorted(group['images'].iloc[dealt:].cumsum(), share * group['images'].sum())
+            off = (group['images'].iloc[dealt:].cumsum() - share * group['images'].sum()).abs()
             still_needed = len(shares) - position  # one patient for each part to come, train among them
-            count = int(np.clip(wanted, 1, len(group) - dealt - still_needed))
+            count = int(np.clip(off.argmin() + 1, 1, len(group) - dealt - still_needed))
             assigned[group.index[dealt:dealt + count]] = split
             dealt += count
     split = cohort['patient_id'].map(assigned).where(~official, 'test')
@@ -289,7 +308,7 @@ def check_disjoint(
         raise CohortError(f"{len(crossing)} patient(s) are in more than one split, the first is "
                           f"{crossing[0]}: split by patient with `split_by_patient`.")
 
-# %% ../nbs/01_cohorts.ipynb #edf8aef4
+# %% ../nbs/01_cohorts.ipynb #77d6e2e5
 def summarise_cohort(
     cohort:pd.DataFrame, # a cohort
 ) -> pd.DataFrame: # one row per label and one for all: images, patients, share, images per split
@@ -302,12 +321,19 @@ def summarise_cohort(
     } for label, rows in groups]).set_index('label')
     rule = ', '.join(sorted(set(cohort['patient_rule'])))
     most = cohort['patient_id'].value_counts()
-    known = 'patients unknown: ' if 'near-duplicate clusters' in rule else 'patients '
+    low, high = table['share'].iloc[:-1].min(), table['share'].iloc[:-1].max()
+    shares = f'each class {low:.0%}' if f'{low:.0%}' == f'{high:.0%}' else f'classes from {low:.0%} to {high:.0%}'
     table.attrs['caption'] = (
-        f"{len(cohort):,} images of {len(most):,} patients ({known}{rule}); "
-        f"at most {most.iloc[0]} images of one patient; classes from "
-        f"{table['share'][:-1].min():.0%} to {table['share'][:-1].max():.0%} of the images")
+        f"{len(cohort):,} images of {len(most):,} {patient_noun(cohort)} (patients known by: {rule}); "
+        f"up to {most.iloc[0]} image(s) of one; {shares} of the images")
     return table
+
+def patient_noun(
+    cohort:pd.DataFrame, # a cohort
+) -> str: # what a value of `patient_id` stands for
+    "'patients', or what stands in for them."
+    unknown = (cohort['patient_rule'] == 'near-duplicate clusters').any()
+    return 'near-duplicate clusters (patients unknown)' if unknown else 'patients'
 
 # %% ../nbs/01_cohorts.ipynb #feb7220a
 def plot_cohort(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['freeze_blocks', 'KeepFrozen', 'Run', 'build_network', 'train_run', 'freezing_plan', 'plot_freezing']
 
-# %% ../nbs/11_freezing.ipynb #9cf1b975
+# %% ../nbs/11_freezing.ipynb #1198882a
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,24 +16,28 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from matplotlib.ticker import MaxNLocator
 
 from .batches import Store, make_dls
 from .cnn import BlockNet, count_parameters, custom_cnn
 from .training import make_learner, seed_everything, train
-from .transfer import ARCHITECTURES, WeightsError, transfer_net
+from .transfer import ARCHITECTURES, WeightsError, transfer_net, weights_digest
 
-# %% ../nbs/11_freezing.ipynb #5e923759
+# %% ../nbs/11_freezing.ipynb #c6c6c9df
 def freeze_blocks(
     model:BlockNet, # any network with `blocks`
     frozen_blocks:int, # k: the first k blocks are frozen, the rest and the head are trained
 ) -> BlockNet: # the same model, changed in place
     "Freeze the first k blocks, thaw all others. Raises `ValueError` for k outside 0 to the number of blocks."
-    if not 0 <= frozen_blocks <= len(model.blocks):
-        raise ValueError(f"frozen_blocks = {frozen_blocks}: the network has {len(model.blocks)} blocks, "
-                         f"so k is 0 (nothing frozen) to {len(model.blocks)} (only the head is trained).")
+    _check_frozen_blocks(frozen_blocks, len(model.blocks))
     for number, block in enumerate(model.blocks): block.requires_grad_(number >= frozen_blocks)
     model.head.requires_grad_(True)
     return model
+
+def _check_frozen_blocks(k, blocks):
+    if not 0 <= k <= blocks:
+        raise ValueError(f"frozen_blocks = {k}: the network has {blocks} blocks, so k is 0 (nothing frozen) "
+                         f"to {blocks} (only the head is trained).")
 
 class KeepFrozen(Callback):
     "Hold frozen blocks in evaluation mode, so that their batch-norm statistics stay as they came"
@@ -41,7 +45,7 @@ class KeepFrozen(Callback):
         for block in self.model.blocks:
             if not any(parameter.requires_grad for parameter in block.parameters()): block.eval()
 
-# %% ../nbs/11_freezing.ipynb #d741133c
+# %% ../nbs/11_freezing.ipynb #56099c52
 class Run(NamedTuple):
     "One training: which network, from which weights, how much frozen, which seed"
     network: str = 'resnet18' # 'custom_cnn' or one of `ARCHITECTURES`
@@ -56,7 +60,8 @@ class Run(NamedTuple):
 
     def folder_name(self, *ingredients) -> str:
         "A name that tells the run and changes with everything it depends on"
-        digest = hashlib.sha256(json.dumps([self, ingredients], sort_keys=True).encode()).hexdigest()[:8]
+        parts = [self, weights_digest(self.network, self.weights), ingredients]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         return f'{self.network}-{Path(self.weights).stem}-k{self.frozen_blocks}-seed{self.seed}-{digest}'
 
 def build_network(
@@ -89,7 +94,7 @@ def train_run(
     record = train(learn, Path(folder)/name, progress=progress, **settings)
     return learn, {'model': run.model, **run._asdict(), **record}
 
-# %% ../nbs/11_freezing.ipynb #7a464a50
+# %% ../nbs/11_freezing.ipynb #4a23d868
 def freezing_plan(
     architecture:str='resnet18', # one of `ARCHITECTURES`
     weights:str='shipped', # by name, or a .safetensors file
@@ -97,28 +102,34 @@ def freezing_plan(
     frozen_blocks:Sequence[int]=range(5), # the values of k
 ) -> list[Run]: # the custom CNN, then each k, for each seed
     "lykos's comparison (section 4): a custom CNN against a ResNet with the first k of 4 blocks frozen."
-    return [run for seed in seeds for run in (
+    for k in frozen_blocks: _check_frozen_blocks(k, 4)
+    plan = [run for seed in seeds for run in (
         Run('custom_cnn', 'none', 0, seed), *(Run(architecture, weights, k, seed) for k in frozen_blocks))]
+    return list(dict.fromkeys(plan))  # a run named twice is one run
 
-# %% ../nbs/11_freezing.ipynb #6e5df377
+# %% ../nbs/11_freezing.ipynb #9bce4ac5
 def plot_freezing(
     results:pd.DataFrame, # one row per run: network, frozen_blocks, value, low, high and the record's columns
-    measure:str='macro sensitivity', # what `value` is
+    measure:str='macro_sensitivity', # what `value` is
 ): # the figure
     "lykos's figure 4: four panels against k, the custom CNN as a horizontal line; points are means over seeds."
     panels = (('value', measure), ('best_epoch', 'epochs to the kept epoch'),
               ('seconds_per_epoch', 'time per epoch (s)'), ('trainable_parameters', 'trainable parameters'))
-    figure, axes = plt.subplots(2, 2, figsize=(8, 5.4), dpi=80, sharex=True)
+    figure, axes = plt.subplots(2, 2, figsize=(8, 5.4), dpi=80)
     cnn, others = results[results['network'] == 'custom_cnn'], results[results['network'] != 'custom_cnn']
     for ax, (column, title) in zip(axes.flat, panels):
         for (network, rows), colour in zip(others.groupby('network'), ('#0072B2', '#D55E00')):
-            mean = rows.groupby('frozen_blocks')[['value', 'low', 'high', *dict(panels[1:])]].mean()
-            ax.plot(mean.index, mean[column], 'o-', color=colour, label=network)
-            if column == 'value': ax.fill_between(mean.index, mean['low'], mean['high'], color=colour, alpha=.15, lw=0)
+            mean = rows.groupby('frozen_blocks')[column].mean()
+            ax.plot(mean.index, mean, '-', color=colour, label=network)
+            for seed_number, (_, one) in enumerate(rows.groupby('seed')):
+                place = one['frozen_blocks'] + .08 * seed_number  # side by side, so that no seed hides another
+                ax.plot(place, one[column], 'o', color=colour, ms=4)
+                if column == 'value': ax.vlines(place, one['low'], one['high'], color=colour, alpha=.4)
         if len(cnn): ax.axhline(cnn[column].mean(), color='#009E73', ls='--', label='custom CNN')
         ax.set_ylabel(title); ax.set_xticks(sorted(others['frozen_blocks'].unique()))
+    axes[0, 1].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 1].set_yscale('log')
-    for ax in axes[1]: ax.set_xlabel('frozen_blocks (k)')
+    for ax in axes.flat: ax.set_xlabel('frozen_blocks (k)')
     axes[0, 0].legend()
     figure.tight_layout()
     return figure

@@ -132,7 +132,7 @@ def resample_patients(
     drawn = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=resamples)
     return drawn[:, code]
 
-# %% ../nbs/05_measures.ipynb #b2728a59
+# %% ../nbs/05_measures.ipynb #15cfc20e
 FEW_PATIENTS = 10  # fewer positive or negative patients than this: no interval and no ranking
 
 def all_measures(
@@ -156,6 +156,9 @@ def all_measures(
     result |= {(measure, label): values[..., c] for measure, values in measures.items()
                for c, label in enumerate(classes)}
     for c, label in enumerate(classes if thresholds else ()):
+        if np.isnan(thresholds[label]):  # no threshold could be chosen: nothing is measured at it
+            result |= {(f'{m}_at_threshold', label): np.full(len(weights), np.nan) for m in ('sensitivity', 'specificity')}
+            continue
         called = (probabilities[:, c] >= thresholds[label]).astype(int)
         at = class_measures(confusion_matrix((true == c).astype(int), called, 2, weights))
         for measure in ('sensitivity', 'specificity'):
@@ -180,7 +183,7 @@ def evaluate(
     few = np.minimum(positive, negative) < FEW_PATIENTS
     rows = []
     for (measure, label), value in point.items():
-        enough = not few.any() if label == 'all' else not few[label]
+        enough = np.isfinite(value[0]) and (not few.any() if label == 'all' else not few[label])
         values = drawn[measure, label][np.isfinite(drawn[measure, label])]
         low, high = np.percentile(values, [2.5, 97.5]) if enough and len(values) else (np.nan, np.nan)
         rows.append(dict(measure=measure, label=label, value=float(value[0]), low=float(low), high=float(high),
@@ -188,7 +191,7 @@ def evaluate(
                          positive_patients=int(positive.get(label, patients))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_measures.ipynb #8f08a723
+# %% ../nbs/05_measures.ipynb #e71616f0
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')  # Okabe and Ito
 LINES = ('-', '--', '-.', ':')
 
@@ -230,5 +233,5 @@ def plot_roc(
                   label=f'{label}: {value:.2f} ({interval})')
     axes.plot([0, 1], [0, 1], ':', color='grey', lw=1)
     axes.set_xlabel('1 - specificity'); axes.set_ylabel('sensitivity')
-    axes.legend(title=f'AUC, n = {len(predictions)} images', fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.14))
+    axes.legend(title=f'AUC, n = {len(predictions)} images', fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.2))
     return axes

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'IMAGENET_WEIGHTS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'WEIGHT_NAMES', 'SHIPPED_FILE', 'resnet_blocks',
-           'WeightsError', 'shipped_card', 'body_weights', 'transfer_net']
+           'WeightsError', 'shipped_card', 'body_weights', 'weights_digest', 'transfer_net']
 
-# %% ../nbs/09_transfer.ipynb #69897846
+# %% ../nbs/09_transfer.ipynb #68a5338d
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -44,7 +45,7 @@ def shipped_card() -> dict: # how the shipped weights were made, measured and ma
     "The card of the weights in the package."
     return json.loads(SHIPPED_FILE.with_suffix('.json').read_text(encoding='utf-8'))
 
-# %% ../nbs/09_transfer.ipynb #48851d38
+# %% ../nbs/09_transfer.ipynb #965108e4
 def body_weights(
     architecture:str, # one of `ARCHITECTURES`
     weights:str, # one of `WEIGHT_NAMES`, or the path of a .safetensors file
@@ -64,6 +65,16 @@ def body_weights(
         return {name: tensor for name, tensor in state.items() if not name.startswith('fc.')}
     if str(weights).endswith('.safetensors'): return _read_safetensors(Path(weights))
     raise WeightsError(f"Unknown weights {weights!r}: use {', '.join(WEIGHT_NAMES)} or a .safetensors file.")
+
+def weights_digest(
+    architecture:str, # one of `ARCHITECTURES`, or another network
+    weights:str, # one of `WEIGHT_NAMES`, or a path
+) -> str: # the name where it says all, the content's digest where there is a file
+    "What tells these weights from others: a file's content, not its path."
+    if weights in ('none', 'imagenet'): return f'{architecture} {weights}'
+    file = Path(str(SHIPPED_FILE)) if weights == 'shipped' else Path(weights)
+    try: return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError: return f'{architecture} {weights}'  # building the network will say what is wrong
 
 def _read_safetensors(file):
     try: return {name: tensor.float() if tensor.is_floating_point() else tensor

@@ -38,10 +38,12 @@ def test_the_demo_leaves_a_table_a_page_and_what_a_repetition_needs(finished):
     scores = results(out).query("measure == 'macro_auc'")
     assert len(scores) == 2 and scores['value'].between(scores['low'], scores['high']).all()
 
-def test_no_patient_is_in_two_splits(finished):
+def test_validation_and_test_share_no_patient_and_every_model_sees_the_same_images(finished):
     predictions = pd.read_csv(finished[0]/'predictions.csv')
     patients = predictions.groupby('split')['patient_id'].agg(set)
     assert not patients['valid'] & patients['test']
+    images = predictions.query("split == 'test'").groupby('model')['image'].agg(tuple)
+    assert images.nunique() == 1 and len(images) == 2
 
 def test_killed_and_called_again_it_ends_as_if_nothing_had_happened(finished, tmp_path):
     "Killed after the first training: that one is found, not repeated, and the table is the same, byte by byte"
@@ -60,6 +62,41 @@ def test_killed_and_called_again_it_ends_as_if_nothing_had_happened(finished, tm
     assert first.stat().st_mtime_ns == before, 'a finished training was repeated'
     pd.testing.assert_frame_equal(results(tmp_path/'out'), results(finished[0]), check_exact=True)
 
+def test_two_runs_do_not_work_in_one_folder(finished, capsys):
+    from filelock import FileLock
+    from cxr_learn.command_line import main
+    with FileLock(finished[0]/'.lock'):
+        assert main([*QUICK, '--out', str(finished[0])]) == 2
+    assert 'Another run is at work' in capsys.readouterr().err
+
+def test_a_second_plan_on_the_same_test_set_is_told(finished, command):
+    done = command(*QUICK, '--epochs', '2', '--out', finished[0].parent/'second')
+    assert done.returncode == 0, done.stderr
+    assert f'had been opened before: {finished[0].name}' in done.stdout
+    assert finished[0].name in (finished[0].parent/'second/report.html').read_text(encoding='utf-8')
+
+def test_changed_weights_are_another_run(tmp_path):
+    from safetensors.torch import load_file, save_file
+    from cxr_learn.freezing import Run
+    from cxr_learn.transfer import SHIPPED_FILE
+    tensors = load_file(SHIPPED_FILE)
+    file = tmp_path/'my.safetensors'
+    names = []
+    for shift in (0, 1):
+        save_file({name: tensor + shift for name, tensor in tensors.items()}, file)
+        names.append(Run(weights=str(file)).folder_name())
+    assert names[0] != names[1]
+
+def test_a_damaged_store_is_built_again(tmp_path):
+    from cxr_learn.batches import build_store
+    from cxr_learn.cohorts import load_folder
+    cohort = load_folder(make_folder(tmp_path/'data'))
+    store = build_store(cohort, tmp_path/'store', 32)
+    file, = (tmp_path/'store').iterdir()
+    for damage in (b'', file.read_bytes()[:200]):
+        file.write_bytes(damage)
+        assert build_store(cohort, tmp_path/'store', 32).pixels.equal(store.pixels)
+
 def make_folder(path, classes=('ill', 'well'), patients=12, size=40, seed=0):
     rng = np.random.default_rng(seed)
     for label in classes:
@@ -75,6 +112,9 @@ def make_folder(path, classes=('ill', 'well'), patients=12, size=40, seed=0):
     ('one patient', [], 'rare has 1 patient'),
     ('copies of others', [], 'no image of rare'),
     ('unreadable', [], 'broken.png cannot be read'),
+    ('splits', [], 'which are splits'),
+    ('not a table', ['--data', 'phantom'], 'cannot be read as a table'),
+    (None, ['--seed', '-1'], 'seed = -1'),
     (None, ['--data', 'kermany', '--path', 'data'], "Kermany's layout"),
     (None, ['--data', 'phantom', '--path', 'data'], 'cohort.csv'),
     ('no column', ['--data', 'phantom'], 'lacks the column'),
@@ -89,10 +129,14 @@ def test_bad_input_gets_one_line_and_exit_code_2(spoil, options, words, tmp_path
     from cxr_learn.command_line import main
     monkeypatch.chdir(tmp_path)
     if spoil == 'empty': (tmp_path/'data/ill').mkdir(parents=True)
-    elif spoil in ('no column', 'no label'):
+    elif spoil in ("no column", "no label"):
         (tmp_path/'data').mkdir()
         table = pd.DataFrame({'image_id': ['a', 'b'], 'patient_id': ['P1', 'P2'], 'label': ['normal', None]})
         table.drop(columns='patient_id' if spoil == 'no column' else []).to_csv(tmp_path/'data/cohort.csv', index=False)
+    elif spoil == 'not a table':
+        (tmp_path/'data').mkdir()
+        (tmp_path/'data/cohort.csv').write_text('')
+    elif spoil == 'splits': make_folder(tmp_path/'data', ['train', 'test'])
     else: make_folder(tmp_path/'data')
     if spoil == 'one patient': make_folder(tmp_path/'data', ['rare'], patients=1, seed=1)
     if spoil == 'copies of others': make_folder(tmp_path/'data', ['rare'], patients=1)
@@ -110,13 +154,21 @@ def test_a_folder_without_permission(tmp_path, capsys):
     assert main(['demo', '--tiny', '--out', str(closed/'out')]) == 2
     assert '--out' in capsys.readouterr().err
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
-    from cxr_learn import command_line
-    def full(*_, **__): raise OSError(28, 'No space left on device', str(tmp_path/'out/store'))
-    monkeypatch.setattr(command_line, 'build_store', full)
-    assert command_line.main(['demo', '--tiny', '--out', str(tmp_path/'out')]) == 2
-    message = capsys.readouterr().err
-    assert 'No space left' in message and 'free some disk space' in message
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # as on a full disk: files stop growing
+from cxr_learn.command_line import main
+sys.exit(main())
+"""
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    "The store still fits, the first weights do not"
+    done = subprocess.run([sys.executable, '-c', LIMITED, *QUICK, '--out', tmp_path/'out'], capture_output=True, text=True, timeout=300)
+    lines = [line for line in done.stderr.splitlines() if line.startswith('cxr_learn:')]
+    assert done.returncode == 2 and len(lines) == 1 and 'Traceback' not in done.stderr, done.stderr
+    assert 'safetensors' in lines[0]
+    left = [path.name for path in (tmp_path/'out').rglob('*') if path.is_file()]
+    assert not any('partial' in name or name in ('best.safetensors', 'record.json', 'results.csv') for name in left), left
 
 def test_an_unknown_option_names_itself(command):
     done = command('demo', '--limt', '5')

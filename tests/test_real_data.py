@@ -18,7 +18,7 @@ def test_kermany_has_the_official_counts(folders):
 
 def test_no_patient_of_kermany_crosses_the_official_split(folders):
     cohort = split_by_patient(load_cohort('kermany', folders['kermany']))
-    check_disjoint(cohort)
+    check_disjoint(cohort)  # normals carry one number series over both official parts, so this could fail
     assert (cohort['split'] == 'test').sum() == 624
 
 def test_radiography_copies_stay_together(folders):

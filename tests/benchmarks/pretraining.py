@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxr_learn.batches import Store, build_store, write_atomically
+from cxr_learn.batches import build_store, write_atomically
 from cxr_learn.cohorts import find_collection, load_cohort, sample_patients, split_by_patient
 from cxr_learn.evaluation import data_digest, make_plan, register_plan
 from cxr_learn.freezing import Run, train_run
@@ -31,7 +31,7 @@ def part(cohort, store, training_images, seed):
         kept.append(sample_patients(cohort[cohort['split'] == split], images, seed))
     chosen = cohort['image'].isin(pd.concat(kept)['image'])
     rows = np.flatnonzero(chosen)
-    return cohort[chosen].reset_index(drop=True), Store(store.pixels[rows], f'{store.key}-{training_images}-{seed}')
+    return cohort[chosen].reset_index(drop=True), store.take(rows)
 
 def main(out):
     folder = find_collection('kermany')
