@@ -138,7 +138,7 @@ class StoreDL(WeightedDL):
         for batch in chunked(samples, self.bs, self.drop_last):
             yield tuple(part.tfms(rows[batch]) for part in self.dataset.tls[:self.dataset.n_inp + 1])
 
-# %% ../nbs/04_batches.ipynb #73bbdbc2
+# %% ../nbs/04_batches.ipynb #75c94471
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
@@ -163,11 +163,10 @@ def make_dls(
     datasets = Datasets(range(len(cohort)), [RowPixels(store.pixels), RowLabels(cohort['label'], vocab)],
                         splits=[rows['train'].tolist(), rows['valid'].tolist()])
     train_labels = cohort['label'].iloc[rows['train']]
-    weights = 1 / train_labels.map(train_labels.value_counts()) if balanced else train_labels == train_labels
+    weights = {'wgts': (1 / train_labels.map(train_labels.value_counts())).to_numpy()} if balanced else {}
     return datasets.dataloaders(
-        bs=min(batch_size, len(rows['train'])), dl_type=StoreDL, num_workers=0,
-        after_batch=[IntToFloatTensor(), *(conservative_transforms() if augment else [])],
-        dl_kwargs=({'wgts': weights.to_numpy(dtype=float)} if balanced else {}, {}))
+        bs=min(batch_size, len(rows['train'])), dl_type=StoreDL, num_workers=0, dl_kwargs=(weights, {}),
+        after_batch=[IntToFloatTensor(), *(conservative_transforms() if augment else [])])
 
 def test_loader(
     dls:DataLoaders, # from `make_dls`
