@@ -19,7 +19,8 @@ demo: $(STAMP) ## compare a custom CNN with a pretrained ResNet-18 on the phanto
 	$(BIN)/cxr_learn demo
 
 test: $(STAMP) ## run the notebooks and the tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-test --n-workers 2 --do-print
+	@# two notebooks at a time, one thread each: threads that share cores wait for each other
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 lab: $(STAMP) ## open the book in JupyterLab
