@@ -182,7 +182,7 @@ def _run_study(cohort, store, runs, folder, settings, progress, on_run):
 RECORD_COLUMNS = ('model', 'network', 'weights', 'frozen_blocks', 'seed', 'epochs', 'best_epoch',
                   'seconds_per_epoch', 'trainable_parameters')
 
-# %% ../nbs/12_evaluation.ipynb #76ca1c47
+# %% ../nbs/12_evaluation.ipynb #bc991640
 SEEDS_FOR_A_CLAIM = 3
 
 def compare_with_first(
@@ -192,7 +192,8 @@ def compare_with_first(
     test = study['predictions'].query("split == 'test'")
     models = {model: [table for _, table in rows.groupby('seed')]
               for model, rows in test.groupby('model', sort=False)}
-    values = study['results'].query("label == 'all'").set_index(['measure', 'model', 'seed'])['value']
+    overall = study['results'].query("label == 'all'")
+    values = overall.set_index(['measure', 'model', 'seed'])['value'].sort_index()
     first, *others = models
     tables = []
     for model in others:

@@ -76,7 +76,7 @@ def body_and_head(model:BlockNet) -> list[list]:
     body, head = model.blocks.parameters(), model.head.parameters()
     return [group for group in ([p for p in part if p.requires_grad] for part in (body, head)) if group]
 
-# %% ../nbs/08_training.ipynb #acb2f0cd
+# %% ../nbs/08_training.ipynb #7d1cf4ba
 class KeepBest(Callback):
     "After each epoch: write history, keep the best weights, save what a continuation needs, stop in time"
     order = 60  # after fastai's Recorder
@@ -85,7 +85,7 @@ class KeepBest(Callback):
     def before_epoch(self): self.started, self.loss_sum, self.images = perf_counter(), 0., 0
     def after_batch(self):
         if not self.training: return
-        self.loss_sum += float(self.loss) * len(self.yb[0])
+        self.loss_sum += float(self.loss.detach()) * len(self.yb[0])
         self.images += len(self.yb[0])
     def after_epoch(self):
         train_loss = self.loss_sum / self.images  # of this epoch alone; fastai's own is smoothed over epochs
