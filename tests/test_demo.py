@@ -154,6 +154,13 @@ def test_a_folder_without_permission(tmp_path, capsys):
     assert main(['demo', '--tiny', '--out', str(closed/'out')]) == 2
     assert '--out' in capsys.readouterr().err
 
+def test_a_place_where_no_folder_can_be(tmp_path, capsys):
+    from cxr_learn.command_line import main
+    (tmp_path/'file').write_text('in the way')
+    assert main(['demo', '--tiny', '--out', str(tmp_path/'file/out')]) == 2
+    message = capsys.readouterr().err.strip()
+    assert 'Not a directory' in message and 'check the path' in message and '\n' not in message
+
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # as on a full disk: files stop growing
