@@ -308,7 +308,7 @@ def check_disjoint(
         raise CohortError(f"{len(crossing)} patient(s) are in more than one split, the first is "
                           f"{crossing[0]}: split by patient with `split_by_patient`.")
 
-# %% ../nbs/01_cohorts.ipynb #77d6e2e5
+# %% ../nbs/01_cohorts.ipynb #bfc1c2e8
 def summarise_cohort(
     cohort:pd.DataFrame, # a cohort
 ) -> pd.DataFrame: # one row per label and one for all: images, patients, share, images per split
@@ -323,8 +323,10 @@ def summarise_cohort(
     most = cohort['patient_id'].value_counts()
     low, high = table['share'].iloc[:-1].min(), table['share'].iloc[:-1].max()
     shares = f'each class {low:.0%}' if f'{low:.0%}' == f'{high:.0%}' else f'classes from {low:.0%} to {high:.0%}'
+    noun = patient_noun(cohort)
+    known = f' (known by: {rule})' if noun == 'patients' else ''
     table.attrs['caption'] = (
-        f"{len(cohort):,} images of {len(most):,} {patient_noun(cohort)} (patients known by: {rule}); "
+        f"{len(cohort):,} images of {len(most):,} {noun}{known}; "
         f"up to {most.iloc[0]} image(s) of one; {shares} of the images")
     return table
 

@@ -3,7 +3,8 @@
     CXR_DATA=FOLDER .venv/bin/python tests/benchmarks/pretraining.py [OUT]
 
 One plan: ResNet-18, nothing frozen, 100, 400 and all training images, three seeds; every seed draws its own
-training patients. The official test set is opened after all trainings. It resumes, and writes OUT/pretraining.csv.
+training patients. The official test set is opened after all trainings. It resumes, and writes OUT/pretraining.csv and OUT/paired.csv (shipped minus none, measures averaged
+over seeds, paired on the test patients).
 """
 import sys
 import warnings
@@ -14,7 +15,7 @@ import pandas as pd
 
 from cxr_learn.batches import build_store, write_atomically
 from cxr_learn.cohorts import find_collection, load_cohort, sample_patients, split_by_patient
-from cxr_learn.evaluation import data_digest, make_plan, register_plan
+from cxr_learn.evaluation import compare_models, data_digest, make_plan, register_plan
 from cxr_learn.freezing import Run, train_run
 from cxr_learn.measures import evaluate
 from cxr_learn.training import predict
@@ -48,16 +49,22 @@ def main(out):
     for n, run in runs:
         record = training(n, run)[1]
         print(n or 'all', run.weights, 'seed', run.seed, f"{record['seconds_per_epoch']} s per epoch", flush=True)
-    rows = []
+    rows, predictions = [], {}
     for n, run in runs:
         learn, record = training(n, run)
-        scores = evaluate(predict(learn, part(cohort, store, n, run.seed)[0], 'test')).set_index(['measure', 'label'])
+        test = predict(learn, part(cohort, store, n, run.seed)[0], 'test')
+        predictions.setdefault((n, run.weights), []).append(test)
+        scores = evaluate(test).set_index(['measure', 'label'])
         auc, accuracy = scores.loc[('macro_auc', 'all')], scores.loc[('accuracy', 'all'), 'value']
         rows.append(dict(training_images=len(part(cohort, store, n, run.seed)[0].query("split == 'train'")), asked=n or 'all',
                          weights=run.weights, seed=run.seed, auc=auc['value'], low=auc['low'], high=auc['high'],
                          accuracy=accuracy, best_epoch=record['best_epoch'], test_images=int(auc['images'])))
     table = pd.DataFrame(rows)
     write_atomically(out/'pretraining.csv', lambda file: table.to_csv(file, index=False))
+    paired = pd.concat([compare_models(predictions[n, 'shipped'], predictions[n, 'none'], ['macro_auc', 'accuracy']).assign(asked=n or 'all')
+                        for n in EPOCHS], ignore_index=True)
+    write_atomically(out/'paired.csv', lambda file: paired.to_csv(file, index=False))
+    print(paired.round(4))
     print(table.groupby(['asked', 'weights'], sort=False)[['auc', 'accuracy']].agg(['mean', 'std']).round(4))
 
 if __name__ == '__main__':
