@@ -101,11 +101,12 @@ def _decode(paths, image_size, progress):
         decoded = pool.map(to_bytes, paths)
         return np.stack(list(progress_bar(decoded, total=len(paths), leave=False) if progress else decoded))
 
-# %% ../nbs/04_batches.ipynb #daa3b791
+# %% ../nbs/04_batches.ipynb #1d77fb3d
 MAX_ROTATION = 7   # degrees
 MAX_ZOOM = 1.08
 MAX_LIGHTING = .1  # change of brightness and contrast, on fastai's scale from 0 to 1
 
+# %% ../nbs/04_batches.ipynb #045c6639
 def conservative_transforms() -> list: # fastai batch transforms, applied to training batches only
     "Small turns, zooms, and changes of brightness and contrast; no flips."
     return aug_transforms(do_flip=False, max_rotate=MAX_ROTATION, max_zoom=MAX_ZOOM, max_warp=0,

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-# %% ../nbs/01_cohorts.ipynb #b3cbb4d5
+# %% ../nbs/01_cohorts.ipynb #6800bf9a
 COLUMNS = {
     'image': 'name of the image: its path inside the collection',
     'path': 'where the file lies on this machine; never written into a result',
@@ -38,6 +38,7 @@ COLUMNS = {
 SPLITS = ('train', 'valid', 'test')
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 
+# %% ../nbs/01_cohorts.ipynb #3f7eb532
 class CohortError(ValueError):
     "A collection or a cohort is not what it should be; the message says what to do next"
 

@@ -26,7 +26,7 @@ from .evaluation import compare_with_first, run_study, score_table, seed_table, 
 from .freezing import freezing_plan
 from .phantom import DEMO_FINDINGS, save_phantoms
 
-# %% ../nbs/20_command_line.ipynb #01c4698d
+# %% ../nbs/20_command_line.ipynb #572af318
 SETTINGS = dict(epochs=7, lr=5e-4, head_lr=2e-3, schedule='one_cycle', batch_size=32)
 PHANTOM = dict(patients=640, images_per_patient=(1, 3))
 IMAGE_SIZE = 128  # pixels
@@ -34,6 +34,7 @@ TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
 TINY_PHANTOM = dict(patients=280, images_per_patient=(1, 1))
 TINY_IMAGE_SIZE = 48
 
+# %% ../nbs/20_command_line.ipynb #77ccf4eb
 def demo(
     data:str='phantom', # 'phantom', 'kermany', 'covid_radiography' or 'folder'
     path:str|Path|None=None, # folder of the data; the phantom is made, others are looked for in `CXR_DATA`

@@ -132,9 +132,10 @@ def resample_patients(
     drawn = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=resamples)
     return drawn[:, code]
 
-# %% ../nbs/05_measures.ipynb #15cfc20e
+# %% ../nbs/05_measures.ipynb #25c2cffb
 FEW_PATIENTS = 10  # fewer positive or negative patients than this: no interval and no ranking
 
+# %% ../nbs/05_measures.ipynb #4f7f3250
 def all_measures(
     predictions:pd.DataFrame, # a table of predictions
     weights:np.ndarray, # `(resamples, n)`: how often each image counts
