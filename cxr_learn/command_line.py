@@ -34,7 +34,7 @@ TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
 TINY_PHANTOM = dict(patients=280, images_per_patient=(1, 1))
 TINY_IMAGE_SIZE = 48
 
-# %% ../nbs/20_command_line.ipynb #77ccf4eb
+# %% ../nbs/20_command_line.ipynb #b6a7e34b
 def demo(
     data:str='phantom', # 'phantom', 'kermany', 'covid_radiography' or 'folder'
     path:str|Path|None=None, # folder of the data; the phantom is made, others are looked for in `CXR_DATA`
@@ -100,7 +100,7 @@ def _write_results(study, cohort, store, out, data, started, say):
     report = out/'report.html'
     weights = study['records'][-1]['weights']
     body = 'from random weights' if weights == 'none' else f'with {Path(weights).stem} weights'
-    write_report(study, cohort, report, f'A custom CNN and a ResNet-18 {body} on {data}', REMARKS.get(data, ''),
+    write_report(study, comparison, cohort, report, f'A custom CNN and a ResNet-18 {body} on {data}', REMARKS.get(data, ''),
                  store if set(cohort['source']) == {'phantom'} else None)
     scores = score_table(study['results'])[['model', 'seed', 'macro_auc', 'accuracy']]
     say('\n' + scores.to_string(index=False))

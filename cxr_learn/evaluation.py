@@ -96,7 +96,7 @@ def register_plan(
     write_atomically(file, lambda partial_file: Path(partial_file).write_text(json.dumps(plan, indent=1)))
     return plan
 
-# %% ../nbs/12_evaluation.ipynb #30bc201b
+# %% ../nbs/12_evaluation.ipynb #7b867786
 def compare_models(
     one:pd.DataFrame|list, # predictions of the first model; a list of tables, one per seed
     other:pd.DataFrame|list, # predictions of the second, of the same images
@@ -112,11 +112,12 @@ def compare_models(
     one, other = ([_in_order(table, first) for table in model] for model in (one, other))
     weights = resample_patients(first['patient_id'], resamples, seed)
     weights = np.concatenate([np.ones((1, len(first)), dtype=int), weights])  # row 0: everyone once
-    differences = [_mean_measures(one, weights, m) - _mean_measures(other, weights, m) for m in measures]
+    means = [_mean_measures(model, weights, measures) for model in (one, other)]
     patients = first.groupby('label')['patient_id'].nunique().reindex(classes_of(first), fill_value=0)
     few = patients.min() < FEW_PATIENTS
     rows = []
-    for measure, (difference, *values) in zip(measures, differences):
+    for measure in measures:
+        difference, *values = means[0][measure] - means[1][measure]
         values = np.array(values)[np.isfinite(values)]
         low, high, p_value = np.nan, np.nan, np.nan
         if not few and len(values):
@@ -135,8 +136,10 @@ def _in_order(table, first):
                          "predict one test set with both.")
     return table
 
-def _mean_measures(tables, weights, measure):
-    return np.mean([all_measures(table, weights)[measure, 'all'] for table in tables], axis=0)
+def _mean_measures(tables, weights, measures):
+    "Measure -> its mean over the tables, for each row of weights"
+    drawn = [all_measures(table, weights) for table in tables]
+    return {measure: np.mean([of_seed[measure, 'all'] for of_seed in drawn], axis=0) for measure in measures}
 
 # %% ../nbs/12_evaluation.ipynb #9b8c0624
 def run_study(
@@ -265,7 +268,7 @@ def seed_table(
     cells = spread['mean'].map('{:.3f}'.format) + ' ± ' + spread['std'].map('{:.3f}'.format)
     return cells.unstack('measure', sort=False).rename_axis(columns=None).reset_index()
 
-# %% ../nbs/12_evaluation.ipynb #423b4817
+# %% ../nbs/12_evaluation.ipynb #e1ce2df3
 _PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}}
@@ -279,6 +282,7 @@ th,td{{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #ddd;white-sp
 
 def write_report(
     study:dict, # from `run_study`
+    comparison:pd.DataFrame, # from `compare_with_first`
     cohort:pd.DataFrame, # the study's cohort
     file:str|Path, # the .html to write
     title:str, # of the page
@@ -287,7 +291,7 @@ def write_report(
 ) -> None:
     "Write a study as one self-contained page."
     sections = {'The data': _data_section(cohort, remarks, examples),
-                'The scores': _scores_section(study, patient_noun(cohort))}
+                'The scores': _scores_section(study, comparison, patient_noun(cohort))}
     if len({record['frozen_blocks'] for record in study['records']}) > 1:
         scores = study['results'].query("measure == 'macro_sensitivity' and label == 'all'")
         sections['Freezing'] = figure_html(plot_freezing(scores), (
@@ -304,7 +308,7 @@ def write_report(
 WARNING = ('Not for clinical use. A page of a course: it shows how models are compared, '
            'not how patients are diagnosed.')
 
-# %% ../nbs/12_evaluation.ipynb #10d55487
+# %% ../nbs/12_evaluation.ipynb #95b5960a
 def _data_section(cohort, remarks, examples):
     summary = summarise_cohort(cohort)
     parts = [f'<p>{html.escape(remarks)}</p>' if remarks else '']
@@ -320,8 +324,8 @@ def _data_section(cohort, remarks, examples):
         'Patients of each label in training, validation and test. No patient is in two of them.')))
     return ''.join(parts)
 
-def _scores_section(study, noun):
-    results, comparison = study['results'], compare_with_first(study)
+def _scores_section(study, comparison, noun):
+    results = study['results']
     row, seeds = results.iloc[0], results['seed'].nunique()
     parts = [table_html(score_table(results), (
         f'Test set: {row["images"]} images of {row["patients"]} {noun}; {seeds} seed(s). In brackets 95% '
