@@ -109,7 +109,7 @@ def kermany_patient(
     raise CohortError(f"The file name {image} is not one of Kermany's: no patient can be read from "
                       "it. Move it out, or read the folder with `load_folder`.")
 
-# %% ../nbs/01_cohorts.ipynb #1853a44d
+# %% ../nbs/01_cohorts.ipynb #4bfc2b05
 def load_kermany(
     folder:str|Path, # holds train/ and test/, each with NORMAL/ and PNEUMONIA/
     classes:int=2, # 2: normal, pneumonia; 3: normal, bacterial, viral
@@ -131,7 +131,7 @@ def load_kermany(
         if (kind == 'normal') != (folders[1] == 'NORMAL'):
             raise CohortError(f"{'/'.join(folders)}: the file name says {kind}, the folder does not.")
         label = kind if classes == 3 or kind == 'normal' else 'pneumonia'
-        rule = 'file name, unproven' if kind == 'normal' else 'file name'
+        rule = 'file name (unproven)' if kind == 'normal' else 'file name'
         rows.append(dict(image='/'.join(folders), path=str(path), patient_id=patient_id,
                          patient_rule=rule, label=label, split=split))
     columns = ['image', 'path', 'patient_id', 'patient_rule', 'label', 'split']
