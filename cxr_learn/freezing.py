@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['freeze_blocks', 'KeepFrozen', 'Run', 'build_network', 'train_run', 'freezing_plan', 'plot_freezing']
 
-# %% ../nbs/11_freezing.ipynb #1198882a
+# %% ../nbs/11_freezing.ipynb #6407ae46
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from matplotlib.ticker import MaxNLocator
 
 from .batches import Store, make_dls
-from .cnn import BlockNet, count_parameters, custom_cnn
+from .cnn import BlockNet, custom_cnn
 from .training import make_learner, seed_everything, train
 from .transfer import ARCHITECTURES, WeightsError, transfer_net, weights_digest
 

@@ -7,7 +7,7 @@ __all__ = ['SCHEDULES', 'seed_everything', 'native_bf16', 'make_learner', 'body_
            'save_weights', 'random_states', 'restore_random_states', 'LearningRate', 'train', 'environment', 'predict',
            'plot_history']
 
-# %% ../nbs/08_training.ipynb #79168c54
+# %% ../nbs/08_training.ipynb #55631f82
 import json
 import math
 import platform
@@ -36,8 +36,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
 from torch import nn
 
-from .batches import make_dls, test_loader, write_atomically
-from .cnn import BlockNet, count_parameters, custom_cnn
+from .batches import test_loader, write_atomically
+from .cnn import BlockNet, count_parameters
 from .measures import PREFIX
 
 # %% ../nbs/08_training.ipynb #f9969111

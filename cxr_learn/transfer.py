@@ -6,19 +6,18 @@
 __all__ = ['ARCHITECTURES', 'IMAGENET_WEIGHTS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'WEIGHT_NAMES', 'SHIPPED_FILE', 'resnet_blocks',
            'WeightsError', 'shipped_card', 'body_weights', 'weights_digest', 'transfer_net']
 
-# %% ../nbs/09_transfer.ipynb #68a5338d
+# %% ../nbs/09_transfer.ipynb #39971812
 import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from .cnn import BlockNet, count_parameters, make_head
+from .cnn import BlockNet, make_head
 
 # %% ../nbs/09_transfer.ipynb #3919f2bd
 ARCHITECTURES = {'resnet18': models.resnet18, 'resnet34': models.resnet34, 'resnet50': models.resnet50}

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics as sk
 
-from cxr_learn.measures import (auc, choose_thresholds, class_measures, confusion_matrix, evaluate, resample_patients,
+from cxr_learn.measures import (auc, class_measures, confusion_matrix, evaluate, resample_patients,
                                 roc_curve, youden_threshold)
 
 @pytest.fixture
