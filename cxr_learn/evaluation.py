@@ -96,7 +96,7 @@ def register_plan(
     write_atomically(file, lambda partial_file: Path(partial_file).write_text(json.dumps(plan, indent=1)))
     return plan
 
-# %% ../nbs/12_evaluation.ipynb #7b867786
+# %% ../nbs/12_evaluation.ipynb #80963f5a
 def compare_models(
     one:pd.DataFrame|list, # predictions of the first model; a list of tables, one per seed
     other:pd.DataFrame|list, # predictions of the second, of the same images
@@ -130,8 +130,9 @@ def compare_models(
 
 def _in_order(table, first):
     "The rows of a table in the order of another; both must hold the same images with the same labels"
+    same = len(table) == len(first)
     table = table.set_index('image').reindex(first['image']).reset_index()
-    if table['label'].isna().any() or (table['label'].to_numpy() != first['label'].to_numpy()).any():
+    if not same or (table['label'].to_numpy() != first['label'].to_numpy()).any():
         raise ValueError("The two models did not predict the same images with the same labels: "
                          "predict one test set with both.")
     return table
