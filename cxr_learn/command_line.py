@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 
 import cxr_learn
-from .batches import build_store, write_atomically
+from .store import build_store, write_atomically
 from .cohorts import (LOADERS, REMARKS, CohortError, find_collection, load_cohort, patient_noun,
                                sample_patients, split_by_patient, summarise_cohort)
 from .evaluation import compare_with_first, run_study, score_table, seed_table, write_report

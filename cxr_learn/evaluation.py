@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
-from .batches import Store, write_atomically
+from .store import Store, write_atomically
 from .cohorts import patient_noun, plot_cohort, summarise_cohort
 from .freezing import Run, build_network, plot_freezing, train_run
 from .measures import (FEW_PATIENTS, all_measures, choose_thresholds, classes_of, evaluate,

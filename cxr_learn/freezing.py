@@ -18,7 +18,8 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from matplotlib.ticker import MaxNLocator
 
-from .batches import Store, make_dls
+from .batches import make_dls
+from .store import Store
 from .cnn import BlockNet, custom_cnn
 from .training import make_learner, seed_everything, train
 from .transfer import ARCHITECTURES, WeightsError, transfer_net, weights_digest

@@ -36,9 +36,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
 from torch import nn
 
-from .batches import test_loader, write_atomically
+from .batches import test_loader
 from .cnn import BlockNet, count_parameters
 from .measures import PREFIX
+from .store import write_atomically
 
 # %% ../nbs/08_training.ipynb #f9969111
 def seed_everything(

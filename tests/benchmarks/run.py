@@ -16,11 +16,13 @@ from time import process_time
 import torch
 from fastai.vision.all import ImageDataLoaders, Normalize, Resize  # noqa: F401
 
-from cxr_learn.batches import build_store, conservative_transforms, make_dls
+from cxr_learn.augmentation import conservative_transforms
+from cxr_learn.batches import make_dls
 from cxr_learn.cnn import custom_cnn
 from cxr_learn.cohorts import load_phantom, split_by_patient
 from cxr_learn.freezing import freeze_blocks
 from cxr_learn.phantom import DEMO_FINDINGS, make_phantoms, save_phantoms
+from cxr_learn.store import build_store
 from cxr_learn.training import make_learner, seed_everything
 from cxr_learn.transfer import transfer_net
 
