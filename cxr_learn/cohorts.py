@@ -122,7 +122,7 @@ def existing_folder(
     if not folder.is_dir(): raise CohortError(f"There is no folder {folder}: check the path.")
     return folder
 
-# %% ../nbs/01_cohorts.ipynb #acf92eec
+# %% ../nbs/01_cohorts.ipynb #6ff79570
 LEAKY_RULE = 'ignored: split by image (leaky)'
 
 def split_by_patient(
@@ -144,11 +144,11 @@ def split_by_patient(
     unit = 'image' if leaky else 'patient_id'
     official = cohort['split'] == 'test'
     rest = cohort[~official]
-    if official.any(): _every_label_in_test(rest, cohort[official])
     shares = {'valid': valid} if official.any() else {'valid': valid, 'test': test}
     assigned = _deal(rest, unit, shares, np.random.default_rng(seed))
     cohort = cohort.assign(split=cohort[unit].map(assigned).where(~official, 'test'))
     check_disjoint(cohort)
+    if official.any(): _every_label_in_test(rest, cohort[official])
     return cohort
 
 def check_disjoint(

@@ -20,8 +20,9 @@ from time import perf_counter
 
 import cxr_learn
 from .store import build_store, write_atomically
-from .cohorts import (LOADERS, REMARKS, CohortError, find_collection, load_cohort, patient_noun,
-                               sample_patients, split_by_patient, summarise_cohort)
+from .cohorts import (CohortError, patient_noun, sample_patients, split_by_patient,
+                               summarise_cohort)
+from .public_sets import LOADERS, REMARKS, find_collection, load_cohort
 from .evaluation import compare_with_first, run_study, score_table, seed_table, write_report
 from .freezing import freezing_plan
 from .phantom import DEMO_FINDINGS, save_phantoms

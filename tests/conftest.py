@@ -18,7 +18,7 @@ def root(): return ROOT
 @pytest.fixture(scope='session')
 def chapters():
     "The chapters in reading order, by module name"
-    return {path.stem.split('_', 1)[1]: path for path in sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))}
+    return {path.stem.split('_', 1)[1]: path for path in sorted((ROOT/'nbs').glob('[0-9][0-9]*_*.ipynb'))}
 
 @pytest.fixture(scope='session')
 def command():

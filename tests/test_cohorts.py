@@ -1,10 +1,8 @@
 """Cohorts: whole patients, official splits, samples and near-duplicates"""
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from cxr_learn.cohorts import CohortError, near_duplicate_clusters, sample_patients, split_by_patient
+from cxr_learn.cohorts import CohortError, is_leaky, sample_patients, split_by_patient, summarise_cohort
 
 def cohort(images_per_patient, labels=('a', 'b')):
     rows = [dict(image=f'{label}{p}_{i}', patient_id=f'{label}{p}', label=label, split=None)
@@ -39,9 +37,14 @@ def test_samples_are_nested_and_by_patient():
     small, large = (set(sample_patients(whole, n)['image']) for n in (40, 120))
     assert small < large and len(small) == pytest.approx(40, abs=10)
 
-def test_clusters_do_not_depend_on_brightness(tmp_path):
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 200, (64, 64), dtype=np.uint8) for _ in range(3)]
-    pictures.append((pictures[1] * .6 + 40).astype(np.uint8))
-    for number, picture in enumerate(pictures): Image.fromarray(picture).resize((128, 128)).save(tmp_path/f'{number}.png')
-    assert near_duplicate_clusters(sorted(tmp_path.glob('*.png'))).tolist() == [0, 1, 2, 1]
+def test_a_leaky_split_must_be_asked_for_and_is_marked():
+    whole = cohort([5] * 40).assign(patient_rule='given')
+    with pytest.warns(UserWarning, match='leaky'): leaky = split_by_patient(whole, leaky=True)
+    assert (leaky.groupby('patient_id')['split'].nunique() > 1).any()
+    assert is_leaky(leaky) and 'leaky' in summarise_cohort(leaky).attrs['caption']
+    assert not is_leaky(split_by_patient(whole))
+
+def test_a_class_that_the_official_test_set_lacks_is_named():
+    official = cohort([1] * 20)
+    official.loc[official['patient_id'] == 'a1', 'split'] = 'test'
+    with pytest.raises(CohortError, match='no image of b'): split_by_patient(official)

@@ -89,7 +89,7 @@ def test_changed_weights_are_another_run(tmp_path):
 
 def test_a_damaged_store_is_built_again(tmp_path):
     from cxr_learn.store import build_store
-    from cxr_learn.cohorts import load_folder
+    from cxr_learn.own_data import load_folder
     cohort = load_folder(make_folder(tmp_path/'data'))
     store = build_store(cohort, tmp_path/'store', 32)
     file, = (tmp_path/'store').iterdir()
