@@ -39,7 +39,7 @@ from torch import nn
 from .batches import test_loader
 from .cnn import BlockNet, count_parameters
 from .measures import PREFIX
-from .store import write_atomically
+from .cohorts import write_atomically
 
 # %% ../nbs/08_training.ipynb #f9969111
 def seed_everything(
