@@ -87,16 +87,6 @@ def test_changed_weights_are_another_run(tmp_path):
         names.append(Run(weights=str(file)).folder_name())
     assert names[0] != names[1]
 
-def test_a_damaged_store_is_built_again(tmp_path):
-    from cxr_learn.store import build_store
-    from cxr_learn.own_data import load_folder
-    cohort = load_folder(make_folder(tmp_path/'data'))
-    store = build_store(cohort, tmp_path/'store', 32)
-    file, = (tmp_path/'store').iterdir()
-    for damage in (b'', file.read_bytes()[:200]):
-        file.write_bytes(damage)
-        assert build_store(cohort, tmp_path/'store', 32).pixels.equal(store.pixels)
-
 def make_folder(path, classes=('ill', 'well'), patients=12, size=40, seed=0):
     rng = np.random.default_rng(seed)
     for label in classes:
