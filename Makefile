@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := lab,dev,assign
+EXTRAS := lab,dev,assign,dicom
 UV := $(shell command -v uv 2>/dev/null)
 # PyTorch's own package index, when set, gives torch and torchvision without CUDA: see the README
 TORCH_INDEX ?=

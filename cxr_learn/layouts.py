@@ -6,7 +6,7 @@
 __all__ = ['CORONAHACK_TABLE', 'CORONAHACK_NEST', 'COVID_RADIOGRAPHY_LABELS', 'NIH_TABLE', 'NIH_LISTS', 'NIH_FINDINGS', 'LAYOUTS',
            'coronahack_images', 'save_as']
 
-# %% ../nbs/03c_layouts.ipynb #43c2f05e
+# %% ../nbs/03c_layouts.ipynb #ae47016a
 import os
 import shutil
 import tempfile
@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from .cohorts import FINDING_PREFIX, NO_FINDING, CohortError, findings_of
+from .images import save_dicom
 from .phantom import Phantoms
 
 # %% ../nbs/03c_layouts.ipynb #8be21590
@@ -119,19 +120,20 @@ def _save_nih(phantoms, folder):
     for split, here in (('train', ~test), ('test', test)):
         (folder/NIH_LISTS[split]).write_text('\n'.join(name for name, one in zip(names, here) if one) + '\n')
 
-# %% ../nbs/03c_layouts.ipynb #b26f939e
+# %% ../nbs/03c_layouts.ipynb #92259c6f
 def _save_dicom(phantoms, folder):
     table = phantoms.table
     names = [f'{row.patient_id}/{row.image_id}.dcm' for row in table.itertuples()]
     for name, row, image in zip(names, table.itertuples(), phantoms.images):
         (folder/name).parent.mkdir(parents=True, exist_ok=True)
-        save_dicom(folder/name, image.numpy() / 255, patient_id=row.patient_id, view=row.view)
+        save_dicom(folder/name, image.numpy() / 255, patient_id=row.patient_id, view=row.view,
+                   PatientSex=row.sex, PatientAge=f'{row.age:03d}Y')
     table.assign(image=names).drop(columns='image_id').to_csv(folder/'cohort.csv', index=False)
 
-# %% ../nbs/03c_layouts.ipynb #3d58c18b
+# %% ../nbs/03c_layouts.ipynb #19dadbad
 LAYOUTS:dict[str, Callable] = {
     'kermany': _save_kermany, 'coronahack': _save_coronahack, 'covid_chestxray': _save_covid_chestxray,
-    'covid_radiography': _save_covid_radiography, 'nih_chestxray14': _save_nih}
+    'covid_radiography': _save_covid_radiography, 'nih_chestxray14': _save_nih, 'dicom': _save_dicom}
 
 def save_as(
     layout:str, # one of `LAYOUTS`
