@@ -32,7 +32,7 @@ def _resized(picture, side, box=None):
     resized = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize((side, side), Image.Resampling.BILINEAR, box)
     return np.asarray(resized)
 
-# %% ../nbs/03a_duplicates.ipynb #30493fb7
+# %% ../nbs/03a_duplicates.ipynb #d6e243b1
 def file_hash(
     path:str|Path, # any file
 ) -> str: # SHA-256 of its bytes, 64 hexadecimal digits
@@ -42,7 +42,7 @@ def file_hash(
 def pixel_hash(
     path:str|Path, # an image that `read_grey` reads
 ) -> str: # SHA-256 of its size and its grey values at 16 bits
-    "The fingerprint of what a file shows: the same for a PNG and a BMP of the same picture."
+    "The fingerprint of what a file shows: the same for a grey and a colour PNG of the same picture."
     grey = read_grey(path)
     pixels = (65535 * grey).round().astype(np.uint16)
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
@@ -92,7 +92,7 @@ def border_box(
 
 def _inner_box(side): return INNER * side, INNER * side, (1 - INNER) * side, (1 - INNER) * side
 
-# %% ../nbs/03a_duplicates.ipynb #19a4d595
+# %% ../nbs/03a_duplicates.ipynb #2f8da5da
 BATCH = 256  # pictures hashed together
 
 class Fingerprints(NamedTuple):
@@ -125,7 +125,7 @@ def fingerprints(
         read, pictures = [], []
         for row in range(start, min(start + BATCH, len(paths))):
             try: picture = read_grey(paths[row], READ_SIDE)
-            except UnreadableImage as error: errors[row] = str(error)
+            except UnreadableImage as error: errors[row] = error.reason
             else:
                 flat[row] = picture.std() < NO_DETAIL
                 if not flat[row]: read.append(row); pictures.append(picture)
@@ -276,7 +276,7 @@ def _confirmed(images, rows, columns, least_similarity):
              for a, b, value in zip(rows, columns, alike)]
     return pd.DataFrame(dict(first=rows, second=columns, kind=kinds, similarity=alike.astype(float)))
 
-# %% ../nbs/03a_duplicates.ipynb #2fea8086
+# %% ../nbs/03a_duplicates.ipynb #7dabcbbf
 def cluster(
     images:int, # how many images there are
     pairs:pd.DataFrame, # first, second: row numbers, from `duplicate_pairs`
@@ -292,6 +292,6 @@ def near_duplicate_clusters(
     "Group images that show the same picture. Raises `UnreadableImage` unless `on_error` is 'skip'."
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error = {on_error!r}: 'raise' or 'skip'.")
     images = fingerprints(paths)
-    unread = images.table['error'].dropna()
-    if on_error == 'raise' and len(unread): raise UnreadableImage(unread.iloc[0])
+    unread = images.table[images.table['error'].notna()]
+    if on_error == 'raise' and len(unread): raise UnreadableImage(*unread[['path', 'error']].iloc[0])
     return cluster(len(paths), duplicate_pairs(images))
