@@ -79,7 +79,7 @@ def _file_digest(path, known):
 
 def _digest(data): return hashlib.sha256(data).hexdigest()
 
-# %% ../nbs/04_store.ipynb #349eff9e
+# %% ../nbs/04_store.ipynb #1ef0cdfa
 BLOCK = 64  # images decoded between two lines of the journal
 MAP_ABOVE = 2**30  # bytes: a larger store stays on disk and is mapped, not read into memory
 PIXELS, JOURNAL = 'pixels.npy', 'journal.jsonl'
@@ -126,11 +126,10 @@ def _header(shape):
 
 def _decode(path, image_size, framing):
     "The bytes of one image and ''; black and the reason where it cannot be read"
-    how = (image_size,) if framing == 'squash' else (image_size, framing)
-    try: return np.round(read_grey(path, *how) * 255).astype(np.uint8), ''
-    except UnreadableImage as error: return np.zeros((image_size, image_size), np.uint8), str(error)
+    try: return np.round(read_grey(path, image_size, framing) * 255).astype(np.uint8), ''
+    except UnreadableImage as error: return np.zeros((image_size, image_size), np.uint8), error.reason
 
-# %% ../nbs/04_store.ipynb #7eb6fdaa
+# %% ../nbs/04_store.ipynb #5b325ed2
 def _build(folder, cohort, shape, framing, on_error, progress, workers):
     "Decode the blocks that the journal in `folder` lacks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,26 +137,25 @@ def _build(folder, cohort, shape, framing, on_error, progress, workers):
     if pixels is None: _empty_array(folder/PIXELS, shape)
     lines = ''.join(json.dumps(entry) + '\n' for entry in finished.values())  # no line that is cut or wrong
     write_atomically(folder/JOURNAL, lambda file: file.write_text(lines, encoding='utf-8'))
-    if on_error == 'raise': _refuse_unreadable(finished)
+    if on_error == 'raise': _refuse_unreadable(cohort, finished)
     todo = [(number, rows) for number, rows in _blocks(len(cohort)).items() if number not in finished]
     with (ThreadPoolExecutor(workers) as pool, open(folder/PIXELS, 'r+b') as array,
           open(folder/JOURNAL, 'a', encoding='utf-8') as journal):
         for number, rows in progress_bar(todo, leave=False) if progress else todo:
-            part = cohort.iloc[rows]
-            decoded = list(pool.map(lambda path: _decode(path, shape[1], framing), part['path']))
-            unreadable = [(row, reason.replace(path, image)) for row, image, path, (_, reason) in zip(
-                range(rows.start, rows.stop), part['image'], part['path'], decoded) if reason]
+            paths = cohort['path'].iloc[rows]
+            decoded = list(pool.map(lambda path: _decode(path, shape[1], framing), paths))
+            unreadable = [(row, reason) for row, (_, reason) in enumerate(decoded, rows.start) if reason]
             block = np.stack([image for image, _ in decoded])
             entry = dict(block=number, unreadable=unreadable)
             entry['digest'] = _block_digest(block, entry)
-            if on_error == 'raise': _refuse_unreadable({number: entry})
+            if on_error == 'raise': _refuse_unreadable(cohort, {number: entry})
             array.seek(len(_header(shape)) + rows.start * block[0].size)
             array.write(block); array.flush()
             journal.write(json.dumps(entry) + '\n'); journal.flush()
         os.fsync(array.fileno()); os.fsync(journal.fileno())
 
-def _refuse_unreadable(finished):
-    for _, reason in _unreadable(finished): raise UnreadableImage(reason)
+def _refuse_unreadable(cohort, finished):
+    for row, reason in _unreadable(finished): raise UnreadableImage(cohort['path'].iloc[row], reason)
 
 def _unreadable(finished):
     "Row and reason of all files that could not be read, in the cohort's order"
@@ -171,7 +169,7 @@ def _empty_array(file, shape):
         array.write(_header(shape))
         array.truncate(array.tell() + needed)
 
-# %% ../nbs/04_store.ipynb #12a17bf7
+# %% ../nbs/04_store.ipynb #07c8c3be
 ON_ERROR = ('raise', 'skip')
 
 def build_store(
@@ -202,13 +200,13 @@ def build_store(
         except OSError as error:
             reason = f'the store could not be written ({error.strerror or error}): make room, or name another folder'
             raise OSError(error.errno, reason, str(folder)) from error
-    if on_error == 'raise': _refuse_unreadable(finished)
+    if on_error == 'raise': _refuse_unreadable(cohort, finished)
     left_out = dict(_unreadable(finished))
     images = tuple(cohort['image'])
     table = pd.DataFrame(dict(image=[images[row] for row in left_out], reason=list(left_out.values())), dtype=str)
     store = Store(torch.from_numpy(pixels), images, key, framing, table)
     if not left_out: return store
-    if len(left_out) == len(cohort): raise CohortError(f"No image can be read; the first: {table['reason'][0]}")
+    if len(left_out) == len(cohort): raise CohortError(f"No image can be read; the first: {images[0]}, {table['reason'][0]}.")
     rows = [row for row in range(len(cohort)) if row not in left_out]
     return store._replace(pixels=store.pixels[rows], images=tuple(images[row] for row in rows))
 

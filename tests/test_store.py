@@ -244,7 +244,7 @@ def test_a_file_that_can_be_read_later_is_taken_in(cohort, whole, tmp_path, monk
     "As a DICOM can, once its library is installed: the file is the same, and so is the key"
     read = store_module.read_grey
     def without_library(path, *rest):
-        if path == cohort['path'][70]: raise UnreadableImage(f'{path}: a library is missing')
+        if path == cohort['path'][70]: raise UnreadableImage(path, 'a library is missing')
         return read(path, *rest)
     monkeypatch.setattr(store_module, 'read_grey', without_library)
     assert len(build_store(cohort, tmp_path, SIDE, on_error='skip').images) == IMAGES - 1
