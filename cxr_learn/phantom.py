@@ -6,7 +6,7 @@
 __all__ = ['BATCH', 'CHUNK', 'VERSION', 'Phantoms', 'describe', 'expose', 'simulate', 'tabulate', 'make_phantoms', 'flush',
            'recorded', 'save_phantoms']
 
-# %% ../nbs/00d_phantom.ipynb #cc11dae9
+# %% ../nbs/00d_phantom.ipynb #16285971
 import json
 import os
 import shutil
@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 
 from .beam import attenuation, detect, develop, generator, stamp
-from .chest import draw_image, stack
-from .findings import DEMO_FINDINGS, FINDINGS, thicknesses
+from .chest import CHANCES, draw_image, stack
+from .findings import DEMO_FINDINGS, FINDINGS, NAMES, draw, visibility
 from cxr_learn.planning import (
     Knobs, check_wishes, joined, mislabel, plan_cohort, read_knobs, refuse,
 )
 from .sources import SOURCES, add_shortcut, dress, near_copy
 
-# %% ../nbs/00d_phantom.ipynb #4ea39563
+# %% ../nbs/00d_phantom.ipynb #c168bac7
 BATCH, CHUNK = 4, 64    # images simulated at a time, to fit the processor's cache; images held
 
 class Phantoms(NamedTuple):
@@ -38,31 +38,39 @@ class Phantoms(NamedTuple):
     masks: dict[str,torch.Tensor]   # 'lungs', 'heart' and each finding -> bool `(n,H,W)`
     table: pd.DataFrame             # one row per image
 
-def describe(drawn, label):
-    "What was drawn for one image, as the table tells it"
-    ratio = 'enlarged_ratio' if 'cardiomegaly' in label else 'heart_ratio'
-    return dict(
-        age=int(drawn['age']), sex='F' if drawn['male']<.5 else 'M',
-        cardiothoracic_ratio=round(drawn[ratio], 3), habitus=round(drawn['habitus'], 3),
-        severity=0. if label=='normal' else round(drawn['severity'], 3),
-        exposure=round(10**drawn['dose'], 2), rotation=round(drawn['rotation']*180/pi, 2),
-        inspiration=round(drawn['inspiration'], 3))
+def describe(p, ratio):
+    "What was drawn for n images, as the table tells it"
+    number = {name: getattr(p, name).flatten().numpy() for name in (
+        'age', 'male', 'habitus', 'dose', 'rotation', 'inspiration')}
+    return pd.DataFrame(dict(
+        age=number['age'].astype(int), sex=np.where(number['male']<.5, 'F', 'M'),
+        cardiothoracic_ratio=ratio.flatten().numpy(), habitus=number['habitus'],
+        exposure=10**number['dose'], rotation=number['rotation']*180/pi,
+        inspiration=number['inspiration'])).round(3)
 
 def expose(plan, has, size, seed):
-    "Simulate the chests of the rows of a plan: images, masks, and what was drawn"
+    "Simulate the chests of a plan's rows: images, masks, what was drawn, and who sees how much"
     images = torch.zeros(len(plan), size, size, dtype=torch.uint8)
     masks = {name: torch.zeros_like(images, dtype=torch.bool) for name in ('lungs', 'heart', *has)}
-    labels, facts = np.array(joined(has)), [None]*len(plan)
-    for label in dict.fromkeys(labels):
-        those = np.flatnonzero(labels==label)
-        for some in (those[i:i+BATCH] for i in range(0, len(those), BATCH)):
-            drawn = [draw_image(seed, int(plan.patient.iloc[i]), int(plan.image.iloc[i])) for i in some]
-            p = stack(drawn)
-            cm, found = thicknesses(p, label, size)
-            images[some] = develop(p, detect(p, attenuation(cm)))
-            for name, mask in found.items(): masks[name][some] = mask
-            for i, d in zip(some, drawn): facts[i] = describe(d, label)
-    return images, masks, pd.DataFrame(facts)
+    present = torch.tensor(has.reindex(columns=NAMES, fill_value=False).to_numpy(dtype=bool))
+    seen, severity, facts = torch.zeros(present.shape), torch.zeros(present.shape), []
+    rows = list(plan[['patient', 'image', 'child', 'view']].itertuples(index=False))
+    for some in torch.arange(len(plan)).split(BATCH):
+        p = stack([draw_image(seed, rows[i].patient, rows[i].image, child=rows[i].child,
+                              view=rows[i].view) for i in some])
+        drawn = draw(p, present[some], size)
+        exponent = attenuation(drawn.thickness)
+        images[some] = develop(p, detect(p, exponent))
+        for name, mask in drawn.masks.items(): masks[name][some] = mask
+        for name, change in drawn.changes.items():
+            seen[some,NAMES.index(name)] = visibility(p, exponent, change)
+        severity[some] = p.chances[:,:len(NAMES),CHANCES.index('severity')]*present[some]
+        facts.append(describe(p, drawn.ratio))
+    per_finding = {f'{name}_{finding}': values[:,NAMES.index(finding)].numpy().round(3)
+                   for name, values in (('severity', severity), ('visibility', seen))
+                   for finding in has}
+    facts = pd.concat(facts, ignore_index=True).assign(**per_finding)
+    return images, masks, facts.set_index(plan.index)
 
 def simulate(
     plan:pd.DataFrame, # from `plan_cohort`
@@ -93,7 +101,7 @@ def simulate(
             if copy.copy_kind!='exact':
                 layers = near_copy(layers, copy.copy_kind, generator(seed, 'copy', copy.image_id))
             found = {name: layer[None].bool() for name, layer in zip(masks, layers[1:])}
-            yield [copy.Index], stamp(layers[:1]), found, facts.iloc[[first]]
+            yield [copy.Index], stamp(layers[:1]), found, facts.iloc[[first]].set_axis([copy.Index])
 
 def tabulate(
     plan:pd.DataFrame, # from `plan_cohort`
@@ -105,7 +113,12 @@ def tabulate(
     "One row per image"
     table = plan[['image_id', 'patient_id']].assign(label=joined(told), **facts[['age', 'sex']])
     table = table.assign(**plan[['view', 'source']+['split']*('split' in plan)])
-    table = table.assign(**facts.drop(columns=['age', 'sex']))
+    facts = facts.drop(columns=['age', 'sex'])
+    if k.findings_per_patient==1:    # one finding, one severity
+        for name in ('severity', 'visibility'):
+            those = [column for column in facts if column.startswith(name+'_')]
+            facts = facts.drop(columns=those).assign(**{name: facts[those].sum(axis=1)})
+    table = table.assign(**facts)
     if k.label_noise: table['true_label'] = joined(has)
     if 'copy_of' in plan:
         table['true_patient_id'] = [f'P{patient:04d}' for patient in plan.patient]
@@ -126,7 +139,8 @@ def make_phantoms(
 
     In the table, `severity` runs from 0 (barely there) to 1, `habitus` from 0 (slim) to 1 and
     `inspiration` from -1 (shallow) to 1 (deep); `exposure` is relative to the lowest dose and
-    `rotation` is in degrees. What a knob planted is told by `true_label`, `copy_of`, `copy_kind`,
+    `rotation` is in degrees; `visibility` is the d' of the findings' chapter, before a source adds
+    its look. What a knob planted is told by `true_label`, `copy_of`, `copy_kind`,
     `true_patient_id` and `shortcut`. Raises `ValueError` for numbers out of range and unknown
     findings or knobs. Not for clinical use."""
     check_wishes(patients, findings, images_per_patient, image_size)
@@ -139,10 +153,10 @@ def make_phantoms(
     for rows, some, found, drawn in simulate(plan, has, image_size, seed, k.shortcut):
         images[rows] = some
         for name, mask in found.items(): masks[name][rows] = mask
-        facts.append(drawn.set_axis(rows))
+        facts.append(drawn)
     return Phantoms(images, masks, tabulate(plan, pd.concat(facts).sort_index(), has, told, k))
 
-# %% ../nbs/00d_phantom.ipynb #a498f79c
+# %% ../nbs/00d_phantom.ipynb #0ee004f1
 VERSION = 2    # raise it when the same arguments no longer give the same images
 
 def flush(path):
@@ -186,7 +200,7 @@ def save_phantoms(
     try:
         for kind in ['images']+['masks/lungs']*masks: (part/kind).mkdir(parents=True)
         for rows, images, found, drawn in simulate(plan, has, image_size, seed, k.shortcut):
-            facts.append(drawn.set_axis(rows))
+            facts.append(drawn)
             for name, image, lungs in zip(plan.image_id[rows], images, found['lungs']):
                 Image.fromarray(image.numpy()).save(part/'images'/f'{name}.png')
                 if masks: Image.fromarray(255*lungs.numpy().astype('uint8')).save(

@@ -97,7 +97,7 @@ def read_knobs(
     refuse(k.shortcut=='source' and len(k.sources)<2, 'shortcut "source" needs sources=2 or more')
     return k
 
-# %% ../nbs/00c_planning.ipynb #b5714cca
+# %% ../nbs/00c_planning.ipynb #4c491005
 def chosen(name, share, count, seed):
     "`count` bools of which a `share` is true, from a generator that only `name` uses"
     wanted = round(share*count)
@@ -117,7 +117,8 @@ def deal_findings(
     diseases = [finding for finding in findings if finding!='normal']
     if k.prevalence is None and k.findings_per_patient==1:
         even = np.array(findings, dtype=object)[order%len(findings)]
-        return pd.DataFrame({finding: even==finding for finding in diseases})
+        return pd.DataFrame({finding: even==finding for finding in diseases},
+                            index=range(len(order)))
     shares = k.prevalence or dict.fromkeys(diseases, 1/len(findings))
     has = pd.DataFrame(False, index=range(len(order)), columns=diseases)
     for finding, share in shares.items():
@@ -135,7 +136,7 @@ def joined(has):
 
 def mislabel(has, findings, seed, k):
     "The findings as the labels tell them: wrong in a share `label_noise` of the rows"
-    told, random = has.to_numpy(copy=True), generator(seed, 'wrong label')
+    told, random = has.to_numpy(dtype=bool, copy=True), generator(seed, 'wrong label')
     for row in np.flatnonzero(chosen('label_noise', k.label_noise, len(has), seed)):
         pick = torch.randint(10**6, (1,), generator=random).item()
         if k.findings_per_patient>1: told[row, pick%told.shape[1]] ^= True
