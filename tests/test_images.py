@@ -256,10 +256,11 @@ def compressed(kind):
     def change(dataset):
         if kind == 'RLE': return dataset.compress(pydicom.uid.RLELossless)
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-        options = dict(quality=95) if kind == 'JPEG' else {}
-        dataset.PixelData = pydicom.encaps.encapsulate([stored(Image.fromarray(bytes_of(smooth())), kind, **options)])
+        options = dict(quality=95) if kind == 'JPEG' else dict(no_jp2=kind == 'JPEG2000')
+        format = kind.replace('JP2', 'JPEG2000')
+        dataset.PixelData = pydicom.encaps.encapsulate([stored(Image.fromarray(bytes_of(smooth())), format, **options)])
         dataset['PixelData'].VR = 'OB'
-        dataset.file_meta.TransferSyntaxUID = dict(JPEG=pydicom.uid.JPEGBaseline8Bit, JPEG2000=pydicom.uid.JPEG2000Lossless)[kind]
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit if kind == 'JPEG' else pydicom.uid.JPEG2000Lossless
     return change
 
 @pytest.mark.parametrize('kind', ['RLE', 'JPEG', 'JPEG2000'])
@@ -319,6 +320,13 @@ def test_transfer_syntaxes_that_are_not_read(syntax, reason):
     data = data[:start] + len(padded).to_bytes(2, 'little') + padded + data[start + 2 + len(plain):]
     if 'Lossless' in reason and pydicom.pixels.get_decoder(syntax).is_available: pytest.skip('a decoder is installed')
     refused(data, reason)
+
+def test_a_box_of_no_length_cannot_hold_the_reader():
+    "pydicom 3.0.2 goes round in circles in the boxes of a JPEG 2000 file header, which DICOM forbids"
+    data = dicom(smooth(), compressed('JP2'))
+    box = data.index(b'jP  ') + 8
+    refused(data, 'file header')
+    refused(data[:box] + bytes(4) + data[box + 4:], 'file header')
 
 def test_a_deflated_bomb_is_not_unpacked():
     def bomb(dataset):

@@ -47,7 +47,8 @@ def dicom_bytes(compress=None, **options):
     if compress == 'RLE': dataset.compress(pydicom.uid.RLELossless)
     else:
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-        dataset.PixelData = encapsulate([picture_bytes('L', compress)])
+        options = dict(no_jp2=True) if compress == 'JPEG2000' else {}
+        dataset.PixelData = encapsulate([picture_bytes('L', compress, **options)])
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit if compress == 'JPEG' else pydicom.uid.JPEG2000
         dataset['PixelData'].VR = 'OB'
     file = BytesIO(); dataset.save_as(file, enforce_file_format=True)
