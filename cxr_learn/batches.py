@@ -30,23 +30,25 @@ from .cohorts import FINDING_PREFIX, SPLITS, CohortError, check_disjoint, findin
 from .images import read_grey
 from .store import Store
 
-# %% ../nbs/04b_batches.ipynb #60118e4b
+# %% ../nbs/04b_batches.ipynb #7fae296d
 class TensorRadiograph(TensorImageBW):
     "A batch of radiographs, shown with white as bright: fastai's own type for grey shows a negative"
     _show_args = {'cmap': 'gray', 'vmin': 0, 'vmax': 255}
 
 class RowPixels(Transform):
-    "Row numbers of a cohort, files or grey pictures -> grey bytes, one or many at once"
+    "Row numbers of a cohort, or files -> grey bytes, one or many at once"
     def __init__(self, store): self.pixels, self.framing = store.pixels, store.framing
     def encodes(self, items):
         if _are_rows(items): return TensorRadiograph(self.pixels[items].unsqueeze(-3))
         if isinstance(items, list): return torch.stack([self.encodes(item) for item in items])
         grey = read_grey(items, self.pixels.shape[-1], self.framing)
         return TensorRadiograph((255 * torch.from_numpy(grey)).round().to(torch.uint8)[None])
+    def __getstate__(self):  # an exported network takes its size and framing along, and no patient
+        return {**self.__dict__, 'pixels': self.pixels[:0].clone()}
 
 def _are_rows(items): return np.issubdtype(np.asarray(items).dtype, np.integer)
 
-# %% ../nbs/04b_batches.ipynb #4f869b2d
+# %% ../nbs/04b_batches.ipynb #1d672a4b
 class RowLabels(Transform):
     "Row numbers of a cohort -> class numbers, and class numbers -> labels"
     loss_func = CrossEntropyLossFlat()
@@ -54,10 +56,11 @@ class RowLabels(Transform):
         self.vocab = CategoryMap(vocab, sort=False)
         self.c = len(self.vocab)
         self.classes = torch.tensor([self.vocab.o2i[label] for label in labels])
+    def __getstate__(self): return {**self.__dict__, 'classes': self.classes[:0].clone()}
     def encodes(self, rows): return TensorCategory(self.classes[rows])
     def decodes(self, number:TensorCategory): return Category(self.vocab[int(number)])
 
-# %% ../nbs/04b_batches.ipynb #dbfbe130
+# %% ../nbs/04b_batches.ipynb #bd2d3909
 _ONE_LABEL_LOSSES = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 
 class TensorFindings(TensorMultiCategory):
@@ -75,6 +78,7 @@ class RowFindings(Transform):
     def __init__(self, present, vocab):
         self.vocab, self.c = CategoryMap(vocab, sort=False), len(vocab)
         self.present = torch.tensor(present, dtype=torch.float32)
+    def __getstate__(self): return {**self.__dict__, 'present': self.present[:0].clone()}
     def encodes(self, rows): return TensorFindings(self.present[rows])
     def decodes(self, present:TensorMultiCategory):
         return MultiCategory([name for name, yes in zip(self.vocab, present) if yes > .5])
