@@ -7,11 +7,12 @@ __all__ = ['SCHEDULES', 'seed_everything', 'native_bf16', 'make_learner', 'body_
            'save_weights', 'random_states', 'restore_random_states', 'LearningRate', 'train', 'environment', 'predict',
            'plot_history']
 
-# %% ../nbs/08_training.ipynb #55631f82
+# %% ../nbs/08_training.ipynb #b6d33b2d
 import json
 import math
 import platform
 import random
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -28,18 +29,17 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import combined_cos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.metrics import accuracy, accuracy_multi
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
 from torch import nn
 
-from .batches import test_loader
+from .batches import check_loss, test_loader
 from .cnn import BlockNet, count_parameters
+from .cohorts import FINDING_PREFIX, findings_of, write_atomically
 from .measures import PREFIX
-from .cohorts import write_atomically
 
 # %% ../nbs/08_training.ipynb #f9969111
 def seed_everything(
@@ -48,7 +48,7 @@ def seed_everything(
     "Seed Python, NumPy and PyTorch, and ask PyTorch for repeatable algorithms."
     set_seed(seed, reproducible=True)
 
-# %% ../nbs/08_training.ipynb #57847911
+# %% ../nbs/08_training.ipynb #d2953911
 def native_bf16(
     device:torch.device, # where the network runs
 ) -> bool:
@@ -63,14 +63,19 @@ def make_learner(
     model:BlockNet, # grey images -> logits
     weight_decay:float=.01, # decoupled, per step, times the learning rate
     bf16:bool|None=None, # use bfloat16; None: where it is native
-) -> Learner: # fastai's Learner with Adam and cross-entropy
-    "Batches, network, loss and optimiser in one object."
+    loss_func:Callable|None=None, # None: cross-entropy, or binary cross-entropy for each finding of a multi-label cohort
+) -> Learner: # fastai's Learner with Adam
+    """Batches, network, loss and optimiser in one object.
+
+    Raises `CohortError` for a loss of one label per image where an image may have several findings."""
     device = dls.device or torch.device('cpu')
     model = model.to(device, memory_format=torch.channels_last)
     model.bf16 = native_bf16(device) if bf16 is None else bf16
     adam = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
-    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=adam, splitter=body_and_head,
-                   wd=weight_decay, metrics=accuracy, train_bn=False)
+    loss_func = dls.train_ds.loss_func if loss_func is None else loss_func
+    check_loss(dls, loss_func)
+    return Learner(dls, model, loss_func=loss_func, opt_func=adam, splitter=body_and_head, wd=weight_decay,
+                   metrics=accuracy_multi if dls.multi_label else accuracy, train_bn=False)
 
 def body_and_head(model:BlockNet) -> list[list]:
     "Trainable parameters in two groups, the last one the head: a new head may learn faster"
@@ -213,17 +218,18 @@ def environment(
                 bf16=learn is not None and learn.model.bf16,
                 device=str(learn.dls.device or 'cpu') if learn else 'cpu', **{name: version(name) for name in packages})
 
-# %% ../nbs/08_training.ipynb #450430a3
+# %% ../nbs/08_training.ipynb #04af1f61
 def predict(
     learn:Learner, # a trained learner
     cohort:pd.DataFrame, # the cohort its loaders were made from
     split:str='valid', # 'train', 'valid' or 'test'
-) -> pd.DataFrame: # image, patient_id, label, split and one probability per class
+) -> pd.DataFrame: # image, patient_id, label, split, `label_<finding>` where multi-label, and one probability per class
     "Probabilities for one split of the cohort, in the cohort's order."
     rows = cohort[cohort['split'] == split]
     with learn.no_bar(), learn.no_logging():
         probabilities, _ = learn.get_preds(dl=test_loader(learn.dls, cohort, split))
-    table = rows[['image', 'patient_id', 'label', 'split']].reset_index(drop=True)
+    known = [FINDING_PREFIX + finding for finding in findings_of(cohort)]
+    table = rows[['image', 'patient_id', 'label', 'split', *known]].reset_index(drop=True)
     columns = [PREFIX + label for label in learn.dls.vocab]
     return table.join(pd.DataFrame(probabilities.double().numpy(), columns=columns))
 
