@@ -7,7 +7,7 @@ __all__ = ['RECORD_COLUMNS', 'SEEDS_FOR_A_CLAIM', 'OVERALL', 'WARNING', 'LEAKY_W
            'test_set_digest', 'earlier_plans', 'register_plan', 'compare_models', 'run_study', 'compare_with_first',
            'figure_html', 'table_html', 'with_interval', 'score_table', 'seed_table', 'write_report']
 
-# %% ../nbs/12_evaluation.ipynb #d9374078
+# %% ../nbs/12_evaluation.ipynb #5ed63d3d
 import base64
 import hashlib
 import html
@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from .store import Store
-from .cohorts import is_leaky, patient_noun, plot_cohort, summarise_cohort, write_atomically
+from .cohorts import (is_leaky, patient_noun, plot_cohort, require_one_label, summarise_cohort,
+                               write_atomically)
 from .freezing import Run, build_network, plot_freezing, train_run
 from .measures import (FEW_PATIENTS, all_measures, choose_thresholds, classes_of, evaluate,
                                 plot_confusion, plot_roc, resample_patients)
@@ -142,7 +143,7 @@ def _mean_measures(tables, weights, measures):
     drawn = [all_measures(table, weights) for table in tables]
     return {measure: np.mean([of_seed[measure, 'all'] for of_seed in drawn], axis=0) for measure in measures}
 
-# %% ../nbs/12_evaluation.ipynb #9b8c0624
+# %% ../nbs/12_evaluation.ipynb #51fac031
 def run_study(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # its decoded images
@@ -164,6 +165,7 @@ def run_study(
         raise PlanError(f"Another run is at work in {folder}: wait for it, or use another folder.") from None
 
 def _run_study(cohort, store, runs, folder, settings, progress, on_run):
+    require_one_label(cohort, 'A study')
     for run in runs: build_network(run, cohort['label'].nunique())  # a mistake shows now, not after an hour
     plan = make_plan(runs, data_digest(cohort, store), settings=settings)
     plan = register_plan(plan, folder, test_set_digest(cohort))
