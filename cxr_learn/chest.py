@@ -19,20 +19,20 @@ from cxr_learn.beam import (
     root, smooth, tube,
 )
 
-# %% ../nbs/00_chest.ipynb #abe94457
+# %% ../nbs/00_chest.ipynb #cc8feea7
 # Lengths are cm, set by eye to look like radiographs; (0,1) is a share of what follows.
 PATIENT = dict(
     age=(20,90), male=(0,1), size=(.91,1.03), habitus=(0,1), arm=(0,1), breast=(0,1),
     chest_width=(12.8,14.8), chest_depth=(7.5,9.3), apex=(4.6,5.6), lung_height=(20,26),
-    dome_step=(.6,1.9), curve=(3.4,5.2), mediastinum=(2.6,3.4), aorta=(0,1), heart_ratio=(.41,.49),
+    dome_step=(.6,1.9), curve=(3.4,5.2), mediastinum=(2.3,3.1), aorta=(0,1), heart_ratio=(.41,.49),
     heart_tilt=(.5,.8), rib_spacing=(2.2,2.6), rib_slope=(.62,.82),
     rib_phase=(0,6.3), rib_bone=(.26,.44), scoliosis=(-.5,.5), clavicle=(0,1), scapula=(0,1),
     stomach=(0,1), vessels=(.85,1.3), thymus=(0,1))
 CHILD = dict(
-    age=(1,12), size=(.88,1), habitus=(0,.35), arm=(.3,1), chest_width=(11.6,13),
+    age=(1,12), size=(.96,1.08), habitus=(0,.35), arm=(.3,1), chest_width=(11.6,13),
     chest_depth=(8.6,10.2), lung_height=(18,21.5), dome_step=(.4,1.2), heart_ratio=(.44,.52),
     rib_spacing=(2,2.3), rib_slope=(.4,.6), rib_bone=(.55,.8),
-    mediastinum=(2.7,3.3))
+    mediastinum=(2.5,3.1))
 POSE = dict(
     shift_x=(-1.5,1.5), top=(2.2,4.6), tilt=(-.04,.04), magnification=(.94,1.12),
     rotation=(-.09,.09), inspiration=(-1,1)) | EXPOSURE
@@ -44,7 +44,7 @@ GRAINS = 8, 16, 48             # cells across the detector of the three random t
 MOST = 24                      # findings that a patient can have at the same time
 CHANCES = 'side', 'across', 'height', 'extent', 'severity'    # of each, from 0 to 1
 
-# %% ../nbs/00_chest.ipynb #00abaec5
+# %% ../nbs/00_chest.ipynb #750fe80e
 def draw_image(
     seed:int, # of the cohort
     patient:int, # number of the patient
@@ -58,12 +58,12 @@ def draw_image(
     anatomy, pose = generator(seed, patient), generator(seed, patient, image)
     return (draw(PATIENT|CHILD if child else PATIENT, anatomy)
             | draw(POSE|AP if view=='AP' else POSE, pose)
-            | dict(severity=.5, enlarged_ratio=.57, child=float(child), ap=float(view=='AP'), random=pose,
+            | dict(child=float(child), ap=float(view=='AP'), random=pose,
                    trees=torch.rand(2*MAIN_VESSELS, 2**LEVELS, 3, generator=anatomy),
                    textures=[torch.randn(cells, cells, generator=anatomy) for cells in GRAINS],
                    chances=torch.rand(MOST, len(CHANCES), generator=anatomy)))
 
-# %% ../nbs/00_chest.ipynb #1a285f41
+# %% ../nbs/00_chest.ipynb #6680ed73
 def stack(draws):
     "The `draws` of n images as one namespace: numbers become tensors `(n,1,1)`"
     names = [name for name, value in draws[0].items() if isinstance(value, (int, float))]
@@ -81,7 +81,8 @@ def stack(draws):
     p.scale = p.magnification*p.size*(1-.06*female)
     p.breast_size = female*(.5+2.6*p.breast*(.4+p.habitus))*(1-p.child)
     p.dome = p.apex+p.lung_height*(.93+.05*p.inspiration)   # a deep breath lowers the diaphragm
-    p.scatter = p.scatter*p.growth**2
+    p.scatter = p.scatter*p.growth**2        # and scatters less
+    p.window_low = p.window_low+.14*p.child  # so narrow that a third of the picture is bare
     p.hilum = p.apex+9.5-1.3*p.child
     p.centre = p.apex+13                                    # the body turns about this height
     p.shift_y = p.top+1.5*p.child+13*p.scale-FIELD/2        # leaves `top` cm above the lungs
@@ -90,7 +91,7 @@ def stack(draws):
     p.upper_vessels = torch.ones_like(p.age)
     return p
 
-# %% ../nbs/00_chest.ipynb #6186c88d
+# %% ../nbs/00_chest.ipynb #e6459920
 def grain(p, which, size):
     "One of the patient's random textures, with a standard deviation near 1"
     return 1.5*smooth(p.textures[which], size)
@@ -107,7 +108,7 @@ def body_coordinates(p, size):
 def cage(p, y):
     "Half the inner width and half the depth of the rib cage at height y"
     widening = rise((y-p.apex)/(.8*p.lung_height))
-    return 3+(p.chest_width-3)*widening, p.chest_depth*widening**.8
+    return 3+(p.chest_width-3)*widening**1.3, p.chest_depth*widening**.8
 
 def upper_arm(p, y): return 18.2-p.child+(y-8)*(.25+.9*p.arm-.3*p.ap)
 
@@ -128,7 +129,7 @@ def body(p, x, y):
     chin = p.child*7.5*ellipsoid(x, y, 8*p.rotation, -1.5, 6.2, 6)
     return 2*torch.maximum(whole, chin)+p.breast_size*breast
 
-# %% ../nbs/00_chest.ipynb #167e1878
+# %% ../nbs/00_chest.ipynb #817ba429
 def heart(p, x, y):
     "Heart and pulmonary trunk for a cardiothoracic `ratio`, fused without a seam"
     half, usual = p.ratio*p.chest_width, p.heart_ratio*p.chest_width
@@ -137,8 +138,8 @@ def heart(p, x, y):
     y = y-.3*(y-level).clamp(min=0)                  # it rests on the diaphragm, broad
     size = .98*half/((1.2*c)**2+(.8*s)**2).sqrt()    # so that left and right add up to twice `half`
     parts = ((.92, inside_ellipse(x, y, .38*half, level, 1.2*size, .8*size, p.heart_tilt)),
-             (.8, inside_ellipse(x, y, -.08*half, level-.25*half, .56*half, 1.25*half)),
-             (.7, inside_ellipse(x, y, .28*usual, p.dome-1.5*usual+.6, .56*usual, 1.15*usual,
+             (.8, inside_ellipse(x, y, -.08*half, level-.1*half, .56*half, 1.1*half)),
+             (.7, inside_ellipse(x, y, .25*usual, p.dome-1.4*usual+.6, .52*usual, .95*usual,
                                  -.45)))
     return 2*usual*root(root(sum((share**2*part.clamp(min=0))**2 for share, part in parts)))
 
@@ -157,9 +158,9 @@ def mediastinum(p, x, y):
     width = 4.4+(width-4.4)*rise((y-p.apex+.5)/5)
     x = x-p.midline*edge(y-p.apex, 2)
     square = ((x-2*p.rotation)/width)**2
-    return .6*root(1-square*root(square))+.12*disc(x+4*p.rotation, 2.3)
+    return .55*root(1-square*root(square))+.12*disc(x+4*p.rotation, 2.3)
 
-# %% ../nbs/00_chest.ipynb #adf57b12
+# %% ../nbs/00_chest.ipynb #28adcb4d
 def diaphragm(p, x):
     "Height of the two domes, of a row of x"
     left = edge(x, 1.2)
@@ -173,7 +174,7 @@ def hila(p, x, y):
     ax, y = x.abs(), y-.9*ramp(-x, 1)
     descending = inside_ellipse(ax, y, 4.3, 1.7, .9, 2.9, -.25)
     main = inside_ellipse(ax, y, 3.7, -.6, 2, 1.2, -.5)
-    return 2.6*p.vessels*(root(main)*.8+root(descending))
+    return 3*p.vessels*(root(main)*.8+root(descending))
 
 def airways(p, x, y):
     "Windpipe and main bronchi, full of air"
@@ -190,7 +191,7 @@ def gas(p, x, y, level):
     bowel = 3*(texture-.9).clamp(min=0)*ramp(under-3.5, 2)
     return airways(p, x, y)+stomach*ramp(under-.5, .6)+bowel
 
-# %% ../nbs/00_chest.ipynb #209dba88
+# %% ../nbs/00_chest.ipynb #3b262a1a
 def ribs(p, x, y):
     "Compact bone of twelve pairs of ribs, back and front"
     half_width, bones = cage(p, y+1)[0]+.35, 0
@@ -204,12 +205,12 @@ def ribs(p, x, y):
         nearest = number.round().clamp(1, 11-front)
         slope = (depth*at/(half_width**2*cosine)).clamp(max=2.2)
         d = (number-nearest)*p.rib_spacing*(1+slope*slope).rsqrt()
-        bone = tube(d, .78)/cosine.clamp(min=.42)*((1-square)*40).clamp(0, 1)
-        inner = (.5-.22*p.child)*edge(at-2.6-.95*nearest, .35) if front else ramp(at-1.2, 1.6)
+        bone = tube(d, .66)/cosine.clamp(min=.42)*((1-square)*40).clamp(0, 1)
+        inner = (.4-.12*p.child)*edge(at-2.6-.95*nearest, .35) if front else ramp(at-1.2, 1.6)
         bones = bones+bone*inner
     return 2*p.rib_bone*bones
 
-# %% ../nbs/00_chest.ipynb #45a4dc3d
+# %% ../nbs/00_chest.ipynb #56d0fdb0
 VERTEBRA = 2.35    # cm from disc to disc
 
 def spine(p, x, y):
@@ -239,7 +240,7 @@ def skeleton(p, x, y):
     head = ellipsoid(ax, y, 18.3-p.child, 8.6, 2.3, 2.5)
     shaft = tube(ax-upper_arm(p, y), 1.15)*ramp(y-9.5, 1.5)
     chin = p.child*inside_ellipse(x, y, 8*p.rotation, -1.5, 5, 5.6).clamp(0, .45)
-    bone = 1.7*spine(p, x, y)+1.8*clavicle+(1.3+.6*p.ap)*blade+1.6*torch.maximum(head, shaft)
+    bone = 1.5*spine(p, x, y)+2.2*clavicle+(1.3+.6*p.ap)*blade+1.6*torch.maximum(head, shaft)
     return (1-.35*p.old)*(bone+4*chin)
 
 # %% ../nbs/00_chest.ipynb #b4718c05

@@ -7,9 +7,10 @@ __all__ = ['FINDINGS', 'NAMES', 'DEMO_FINDINGS', 'IN_LUNG', 'RESHAPE', 'SOFT_FOR
            'POWER', 'SLOPE', 'LOWEST', 'Change', 'side_of', 'consolidation', 'pneumonia', 'infiltration',
            'interstitial', 'ground_glass', 'edema', 'fibrosis', 'emphysema', 'ball', 'mass', 'nodule', 'hernia',
            'effusion', 'pneumothorax', 'pleural_thickening', 'atelectasis', 'enlarge_heart', 'pull_organs', 'inflate',
-           'shrink', 'congest', 'how', 'pick', 'Drawn', 'rearrange', 'infiltrate', 'draw', 'thicknesses', 'visibility']
+           'shrink', 'congest', 'how', 'pick', 'Drawn', 'rearrange', 'infiltrate', 'draw', 'noise_power', 'visibility']
 
-# %% ../nbs/00a_findings.ipynb #6beaf61e
+# %% ../nbs/00a_findings.ipynb #84f83704
+from functools import cache
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ class Change(NamedTuple):
 
 def side_of(how): return torch.where(how.side<.5, -1., 1.)    # -1 is the patient's right
 
-# %% ../nbs/00a_findings.ipynb #e89b229d
+# %% ../nbs/00a_findings.ipynb #db7cf5b5
 def consolidation(p, at, how):
     "Most of the air of one lobe replaced, up to a fissure where the lobe has one in this view"
     right = (how.side<.55).float()
@@ -88,7 +89,7 @@ def pneumonia(p, at, how):
     dy = at.v-.3-.55*how.height
     bumps = .06*at.texture(0)+.04*at.texture(1)
     patch = edge(.14+.16*how.extent+bumps-root((dx/1.4)**2+dy**2), .06)
-    patch = patch*edge(at.texture(1)+1.1, .35)*(side*at.x>0)
+    patch = patch*edge(at.texture(1)+1.7, .7)*(side*at.x>0)
     bronchi = .5*torch.exp(-((at.texture(2)-.3)/.25)**2)*edge(.75-at.lateral, .1)
     return Change(patch*(.25+.55*how.severity)*(1-bronchi), patch>.06)
 
@@ -98,12 +99,12 @@ def infiltration(p, at, how):
     for across, height, strength in ((how.across, how.height, 1.),
                                      (1-how.extent, how.across, (how.extent-.4).clamp(min=0))):
         dx, dy = at.x/at.half_width-side*(.3+.4*across), at.v-.25-.6*height
-        spot = (1-((dx/1.3)**2+dy**2)/(.03+.06*how.extent)).clamp(min=0)**1.5
+        spot = (1-((dx/1.3)**2+dy**2)/(.04+.07*how.extent)).clamp(min=0)
         cloud, side = cloud+spot*strength, side*(1-2*(how.height>.5).float())
-    cloud = cloud.clamp(max=1)*(1+.35*at.texture(1)+.2*at.texture(0)).clamp(min=.1)
-    return Change(((.12+.33*how.severity)*cloud).clamp(max=.9), cloud>.02)
+    cloud = cloud.clamp(max=1)*(1+.4*at.texture(1)+.25*at.texture(0)).clamp(min=.1)
+    return Change(((.1+.25*how.severity)*cloud).clamp(max=.9), cloud>.02)
 
-# %% ../nbs/00a_findings.ipynb #39c52643
+# %% ../nbs/00a_findings.ipynb #2dbf150b
 def interstitial(p, at, how):
     "A net of lines where a random texture crosses zero, with a few dots, denser at the base"
     zone = edge(at.v-.15-.35*(1-how.extent)*how.height, .12)*(.55+.45*at.v.clamp(0,1))
@@ -122,9 +123,10 @@ def edema(p, at, how):
     "Haze around both hila, and short level lines where the septa meet the wall"
     dx, dy = at.lateral-.34, (at.v-.48)/1.3
     haze = torch.exp(-(dx**2+dy**2)/(.03+.04*how.extent))*(1+.25*at.texture(1)+.15*at.texture(0))
-    kerley = ridge((at.y/.55+.3*at.texture(0))%1-.5, .22)*ramp(at.lateral-.8, .12)*ramp(at.v-.6, .2)
-    haze = haze.clamp(min=0)+.5*kerley
-    return Change(((.12+.4*how.severity)*haze).clamp(max=.9), haze>.04)
+    rim = ramp(at.lateral-.8, .12)*ramp(at.v-.6, .2)
+    kerley = rim*ridge((at.y/.55+.3*at.texture(0))%1-.5, .22)
+    share = (.12+.4*how.severity)*(haze.clamp(min=0)+.5*kerley)
+    return Change(share.clamp(max=.9), (haze>.04)|(rim>.1))
 
 def fibrosis(p, at, how):
     "A coarse net with holes, at the rim and the base"
@@ -137,7 +139,7 @@ def emphysema(p, at, how):
     share = (.12+.4*how.severity)*(1+.25*at.texture(0)+.2*at.texture(1)).clamp(.3, 1.6)
     return Change(share, at.lung>.3, share*at.lung)
 
-# %% ../nbs/00a_findings.ipynb #8749fc6e
+# %% ../nbs/00a_findings.ipynb #54d2fce0
 def ball(p, at, how, radius, bumps=0.):
     "A sphere in the lung that displaces air"
     side, radius = side_of(how), radius/p.growth
@@ -147,7 +149,7 @@ def ball(p, at, how, radius, bumps=0.):
     sphere = ellipsoid(at.x, at.y, centre_x, centre_y, wide, wide)
     return Change((2*radius*sphere/at.lung.clamp(min=.3)).clamp(max=1), sphere>.01)
 
-def mass(p, at, how): return ball(p, at, how, 1.6+1.4*how.severity, .1)
+def mass(p, at, how): return ball(p, at, how, 1.6+1.4*how.severity, .06)
 def nodule(p, at, how): return ball(p, at, how, .4+1.1*how.severity)
 
 def hernia(p, at, how):
@@ -156,16 +158,16 @@ def hernia(p, at, how):
     x, y = at.x-1.2*(how.across-.3), at.y-p.dome+.7*radius
     sac = ellipsoid(x, y, 0., 0., 1.15*radius, radius)
     gas = edge(-.5*radius*(how.extent-.3)-y, .08)
-    filled = (2*radius*sac/at.lung.clamp(min=.3)).clamp(max=1)
-    return Change(filled, sac>.01, 1.3*radius*sac*ramp(sac-.25, .3)*gas)
+    filled = (1.5*radius*sac/at.lung.clamp(min=.3)).clamp(max=1)
+    return Change(filled, sac>.01, 2*radius*sac*ramp(sac-.25, .3)*gas)
 
-# %% ../nbs/00a_findings.ipynb #08e22e29
+# %% ../nbs/00a_findings.ipynb #e5954a9e
 def effusion(p, at, how):
     "All air replaced below a level that rises towards the chest wall"
     side = side_of(how)
     outer = ((side*at.x/at.half_width).clamp(0,1)-.45).clamp(min=0)/.55
     level = p.dome+2-6.5*how.severity-(2+3.5*how.severity)*outer**2.5
-    fluid = edge(at.y-level, .25)*(side*at.x>0)
+    fluid = edge(at.y-level, .35)*(side*at.x>0)
     return Change(fluid, fluid>.05)
 
 def pneumothorax(p, at, how):
@@ -306,14 +308,15 @@ def draw(
     changes = {name: p.growth*change for name, change in changes.items()}
     return Drawn(compose(p, at, at.kept, at.air), masks|regions, changes, p.ratio.flatten())
 
-# %% ../nbs/00a_findings.ipynb #1dc51f2c
-def thicknesses(p, finding, size):
-    present = torch.tensor([[name==finding for name in NAMES]]).expand(len(p.age), -1)
-    return draw(p, present, size)[:2]
-
-# %% ../nbs/00a_findings.ipynb #125a5346
+# %% ../nbs/00a_findings.ipynb #f1214034
 # Noise power of the normal chest, cm2 at f cycles per cm: POWER/f**SLOPE, level below LOWEST.
 POWER, SLOPE, LOWEST = 4e-4, 3.5, .1
+
+@cache
+def noise_power(size):
+    "The anatomy's noise power, cm2, at each frequency of an image of `size` pixels"
+    f = torch.fft.fftfreq(size, FIELD/size)
+    return POWER/((f**2+f[:,None]**2).sqrt().clamp(min=LOWEST))**SLOPE
 
 def visibility(
     p:SimpleNamespace, # n images, from `stack`
@@ -328,12 +331,13 @@ def visibility(
     weighs each frequency by signal over noise: it knows the finding's exact shape and place, and
     not the chest behind it. One who only averages inside the mask sees less. In both cases the
     area under the ROC curve is Phi(d'/sqrt(2))."""
-    size = exponent.shape[-1]
-    light, pixel = transmit(p, exponent), FIELD/size
-    signal = torch.fft.fft2(change*(torch.exp(-exponent)/light).clamp(max=1))
-    f = torch.fft.fftfreq(size, pixel)
-    anatomy = POWER/((f**2+f[:,None]**2).sqrt().clamp(min=LOWEST))**SLOPE/pixel**2
-    noise = anatomy+1/(light*photons(p, size)).mean((1,2), keepdim=True)     # of each pixel
-    weights = signal/noise if template is None else torch.fft.fft2(template.float())
-    seen = (signal*weights.conj()).real.sum((1,2))
-    return seen.abs()/((weights.abs()**2*noise).sum((1,2)).sqrt()*size).clamp(min=TINY)
+    which = change.flatten(1).any(1).nonzero()[:,0]          # for the others d' is 0
+    some = SimpleNamespace(scatter=p.scatter[which], dose=p.dose[which])
+    exponent, size, pixel = exponent[which], exponent.shape[-1], FIELD/exponent.shape[-1]
+    light = transmit(some, exponent)
+    signal = torch.fft.fft2(change[which]*(torch.exp(-exponent)/light).clamp(max=1))
+    noise = noise_power(size)/pixel**2+1/(light*photons(some, size)).mean((1,2), keepdim=True)
+    weights = signal/noise if template is None else torch.fft.fft2(template[which].float())
+    seen = (signal*weights.conj()).real.sum((1,2)).abs()
+    spread = ((weights.abs()**2*noise).sum((1,2)).sqrt()*size).clamp(min=TINY)
+    return torch.zeros(len(change)).index_copy(0, which, seen/spread)
