@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'COPY_MARK', 'Policy', 'policy_named', 'affine_matrices', 'warp', 'augment', 'plot_policies', 'Augment',
-           'conservative_transforms', 'plot_samples', 'balance_by_copies', 'plot_balance']
+           'plot_samples', 'balance_by_copies', 'plot_balance']
 
 # %% ../nbs/04a_augmentation.ipynb #6c660923
 import hashlib
@@ -24,7 +24,7 @@ from fasttransform import Transform
 from .cohorts import CohortError, findings_of
 from .store import Store
 
-# %% ../nbs/04a_augmentation.ipynb #15db7e6c
+# %% ../nbs/04a_augmentation.ipynb #1ab89bec
 class Policy(NamedTuple):
     "How far a training image may be varied; each amount is drawn anew for each image"
     rotation: float = 0. # degrees, to either side
@@ -39,9 +39,10 @@ class Policy(NamedTuple):
 
 POLICIES = {
     'none': Policy(),
-    'conservative': Policy(rotation=10, zoom=(1, 1.2), shift=.05, brightness=.1, contrast=.1, untouched=.25),
-    'conservative with flip': Policy(rotation=10, zoom=(1, 1.2), shift=.05, brightness=.1, contrast=.1,
-                                     horizontal_flip=.5, untouched=.25),
+    'conservative': Policy(rotation=10, zoom=(1, 1.2), shift=.05, brightness=.1, contrast=.1,
+                           untouched=.25),
+    'conservative with flip': Policy(rotation=10, zoom=(1, 1.2), shift=.05, brightness=.1,
+                                     contrast=.1, horizontal_flip=.5, untouched=.25),
     'bolhassani': Policy(rotation=10, rotation_share=.3, horizontal_flip=.5, vertical_flip=.5),
     'vazquez': Policy(rotation=10, zoom=(1, 1.2), shift=.05, horizontal_flip=.5),
     'vazquez copies': Policy(rotation=10, zoom=(1, 1.2), horizontal_flip=.5),
@@ -49,16 +50,17 @@ POLICIES = {
 }
 
 def policy_named(
-    name:str|bool|Policy, # one of `POLICIES`; True is 'conservative', False 'none'; a policy is itself
+    name:str|bool|Policy, # one of `POLICIES`; True is 'conservative', False is 'none'
 ) -> Policy:
     "A policy by its name. Raises `ValueError` for an unknown one."
     if isinstance(name, Policy): return name
     name = {True: 'conservative', False: 'none'}.get(name, name)
     if name not in POLICIES:
-        raise ValueError(f"Unknown augmentation {name!r}: use one of {', '.join(POLICIES)}, or make a Policy.")
+        raise ValueError(f"Unknown augmentation {name!r}: use one of {', '.join(POLICIES)}, "
+                         "or make a Policy.")
     return POLICIES[name]
 
-# %% ../nbs/04a_augmentation.ipynb #8a2c019c
+# %% ../nbs/04a_augmentation.ipynb #94052947
 def affine_matrices(
     policy:Policy,
     images:int, # how many
@@ -67,9 +69,11 @@ def affine_matrices(
     "Draw rotation, zoom, shift and flip of each image."
     def uniform(low, high): return low + (high - low) * torch.rand(images, generator=generator)
     def happens(share): return uniform(0, 1) < share
-    angle = uniform(-policy.rotation, policy.rotation) * happens(policy.rotation_share) * (math.pi / 180)
-    zoom, shift = uniform(*policy.zoom), [uniform(-2, 2) * policy.shift for _ in range(2)]  # the side is 2 long
-    across, down = (1 - 2 * happens(share).float() for share in (policy.horizontal_flip, policy.vertical_flip))
+    degrees = uniform(-policy.rotation, policy.rotation) * happens(policy.rotation_share)
+    angle, zoom = degrees * (math.pi / 180), uniform(*policy.zoom)
+    shift = [uniform(-2, 2) * policy.shift for _ in range(2)]  # the side is 2 long
+    across = 1 - 2 * happens(policy.horizontal_flip).float()
+    down = 1 - 2 * happens(policy.vertical_flip).float()
     cosine, sine = angle.cos() / zoom, angle.sin() / zoom
     changed = torch.stack([across * cosine, -across * sine, shift[0],
                            down * sine, down * cosine, shift[1]], dim=1).view(images, 2, 3)
@@ -82,9 +86,9 @@ def warp(
     "Sample all images of a batch in one pass, linearly between pixels."
     matrices = matrices.to(images)
     height, width = images.shape[-2:]
-    x, y = ((2 * torch.arange(side, device=images.device) + 1) / side - 1 for side in (width, height))
+    x, y = ((2 * torch.arange(n, device=images.device) + 1) / n - 1 for n in (width, height))
     grid = matrices.new_empty(len(images), height, width, 2)
-    for axis in range(2):  # a sum of one number per column and one per row, written where it belongs
+    for axis in range(2):  # one number per column plus one per row, written where it belongs
         across, down, shift = matrices[:, axis, :, None].unbind(1)
         torch.add((across * x + shift)[:, None, :], (down * y)[:, :, None], out=grid[..., axis])
     return F.grid_sample(images, grid, align_corners=False)
@@ -105,14 +109,15 @@ def augment(
     added = policy.brightness * (2 * added - 1) * (touched >= policy.untouched) + (1 - factor) / 2
     return images.mul_(factor.to(images)).add_(added.to(images)).clamp_(0, 1)
 
-# %% ../nbs/04a_augmentation.ipynb #8db36dd7
+# %% ../nbs/04a_augmentation.ipynb #7369ac60
 def plot_policies(
     images:torch.Tensor, # float (n, 1, height, width) in [0, 1]: a few
     policies:Sequence[str]=tuple(POLICIES), # names
     seed:int=0,
 ): # the figure
     "One row for each policy, one column for each image."
-    figure, axes = plt.subplots(len(policies), len(images), squeeze=False, figsize=(1.4 * len(images), 1.45 * len(policies)))
+    size = (1.4 * len(images), 1.45 * len(policies))
+    figure, axes = plt.subplots(len(policies), len(images), squeeze=False, figsize=size)
     for row, name in zip(axes, policies):
         varied = augment(images.clone(), name, torch.Generator().manual_seed(seed))
         for ax, image in zip(row, varied):
@@ -122,7 +127,7 @@ def plot_policies(
     figure.tight_layout(pad=.3)
     return figure
 
-# %% ../nbs/04a_augmentation.ipynb #e1d32bbd
+# %% ../nbs/04a_augmentation.ipynb #7e0d002d
 class Augment(Transform):
     "A fastai batch transform: vary float images by a policy, in training batches only"
     split_idx, order = 0, 30  # after fastai has made floats on the device
@@ -130,11 +135,7 @@ class Augment(Transform):
         self.policy, self.generator = policy_named(policy), torch.Generator()
     def encodes(self, images:TensorImage): return augment(images, self.policy, self.generator)
 
-def conservative_transforms() -> list: # fastai batch transforms, applied to training batches only
-    "Small turns, zooms, shifts, and changes of brightness and contrast; no flips."
-    return [Augment('conservative')]
-
-# %% ../nbs/04a_augmentation.ipynb #a721ba0c
+# %% ../nbs/04a_augmentation.ipynb #59829712
 def plot_samples(
     cohort:pd.DataFrame, # a cohort
     store:Store, # its decoded images
@@ -142,20 +143,22 @@ def plot_samples(
 ): # the figure
     "The first images of each label, with a histogram of the grey values of each."
     labels = cohort['label'].value_counts().index[:8]
-    figure, axes = plt.subplots(len(labels), 2 * per_label, squeeze=False, figsize=(3.2 * per_label, 1.5 * len(labels)))
+    size = (3.2 * per_label, 1.5 * len(labels))
+    figure, axes = plt.subplots(len(labels), 2 * per_label, squeeze=False, figsize=size)
     for row, label in zip(axes, labels):
         for column, place in enumerate(np.flatnonzero(cohort['label'] == label)[:per_label]):
             picture, histogram = row[2 * column], row[2 * column + 1]
-            picture.imshow(store.pixels[place], cmap='gray', vmin=0, vmax=255)
+            grey = store.pixels[place] / 255
+            picture.imshow(grey, cmap='gray', vmin=0, vmax=1)
             picture.set_xticks([]); picture.set_yticks([])
-            histogram.hist(store.pixels[place].flatten() / 255, bins=32, range=(0, 1), color='#0072B2')
+            histogram.hist(grey.flatten(), bins=32, range=(0, 1), color='#0072B2')
             histogram.set_yticks([]); histogram.tick_params(labelsize=7)
         row[0].set_ylabel(fill(label, 18), fontsize=7)
     for ax in axes[-1, 1::2]: ax.set_xlabel('grey', fontsize=8)
     figure.tight_layout(pad=.4)
     return figure
 
-# %% ../nbs/04a_augmentation.ipynb #51abed7e
+# %% ../nbs/04a_augmentation.ipynb #bb2da482
 COPY_MARK = '#copy'  # between the name of an image and the number of its copy
 
 def balance_by_copies(
@@ -165,16 +168,16 @@ def balance_by_copies(
     parity:float=1., # enlarge to this share of the commonest label, in (0, 1]
     at_most:int=10, # copies of one image
     seed:int=0, # same seed, same copies
-) -> tuple[pd.DataFrame, Store]: # originals, then copies; the column `copy` counts from 0, the original
+) -> tuple[pd.DataFrame, Store]: # originals, then copies; in column `copy` an original is 0
     """Enlarge rare labels of the training part with varied copies; a copy stays with its patient.
 
-    In a multi-label cohort the rare findings are enlarged, rarest first; an image with several counts for
-    each. Raises `CohortError` without a split, or for the store of another cohort. As in vazquez (section 3.1,
-    normals to parity) and yarovyi (figures 6.3 and 6.4, rare findings)."""
-    if store.images != tuple(cohort['image']):
-        raise CohortError("The store is not that of this cohort: build the store from this cohort.")
+    In a multi-label cohort the rare findings are enlarged, rarest first; an image with several
+    counts for each. Raises `CohortError` without a split, or for the store of another cohort. As in
+    vazquez (section 3.1: normals to parity) and yarovyi (figures 6.3 and 6.4: rare findings)."""
+    store.check_fits(cohort)
     if cohort['split'].isna().any():
-        raise CohortError("Copies are made after the split, or they would cross it: use `split_by_patient` first.")
+        raise CohortError("Copies are made after the split, or they would cross it: use "
+                          "`split_by_patient` first.")
     if not 0 < parity <= 1: raise CohortError(f"parity = {parity}: a share above 0, and 1 at most.")
     present = _presence(cohort)[(cohort['split'] == 'train').to_numpy()]
     train = np.flatnonzero(cohort['split'] == 'train')
@@ -196,7 +199,7 @@ def _presence(cohort):
     return pd.get_dummies(cohort['label']).to_numpy(dtype=bool)
 
 def _rows_to_copy(present, parity, at_most, rng):
-    "Rows, repeated as often as copied: each label is brought up to its share, no image before its turn"
+    "Rows, repeated as often as copied: each label reaches its share, no image before its turn"
     wanted = round(parity * present.sum(axis=0).max())
     counts, copied = present.sum(axis=0), np.zeros(len(present), dtype=int)
     for label in np.argsort(counts, kind='stable'):
@@ -212,8 +215,8 @@ def _rows_to_copy(present, parity, at_most, rng):
 def _vary(pixels, rows, policy, seed):
     "Varied copies of rows, in bytes, some at a time"
     generator = torch.Generator().manual_seed(seed)
-    parts = [augment(pixels[part, None] / 255, policy, generator) for part in torch.as_tensor(rows).split(256)]
-    parts = [(part[:, 0] * 255).round().to(torch.uint8) for part in parts]
+    def bytes_of(part): return (augment(part[:, None] / 255, policy, generator)[:, 0] * 255).round()
+    parts = [bytes_of(pixels[part]).to(torch.uint8) for part in torch.as_tensor(rows).split(256)]
     return torch.cat(parts) if len(rows) else pixels[:0]
 
 # %% ../nbs/04a_augmentation.ipynb #120dfde3

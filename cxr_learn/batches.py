@@ -30,9 +30,9 @@ from .cohorts import FINDING_PREFIX, SPLITS, CohortError, check_disjoint, findin
 from .images import read_grey
 from .store import Store
 
-# %% ../nbs/04b_batches.ipynb #7fae296d
+# %% ../nbs/04b_batches.ipynb #7a4c37bb
 class TensorRadiograph(TensorImageBW):
-    "A batch of radiographs, shown with white as bright: fastai's own type for grey shows a negative"
+    "A batch of radiographs, white shown as bright: fastai's own type for grey shows a negative"
     _show_args = {'cmap': 'gray', 'vmin': 0, 'vmax': 255}
 
 class RowPixels(Transform):
@@ -60,7 +60,7 @@ class RowLabels(Transform):
     def encodes(self, rows): return TensorCategory(self.classes[rows])
     def decodes(self, number:TensorCategory): return Category(self.vocab[int(number)])
 
-# %% ../nbs/04b_batches.ipynb #bd2d3909
+# %% ../nbs/04b_batches.ipynb #1cb46aaa
 _ONE_LABEL_LOSSES = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 
 class TensorFindings(TensorMultiCategory):
@@ -68,12 +68,13 @@ class TensorFindings(TensorMultiCategory):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if function in _ONE_LABEL_LOSSES:
-            raise CohortError("A softmax loss (cross-entropy) takes one label per image, and these images may "
-                              "have several findings: use BCEWithLogitsLossFlat(), or no loss_func at all.")
+            raise CohortError("A softmax loss (cross-entropy) takes one label per image, and these "
+                              "images may have several findings: use BCEWithLogitsLossFlat(), "
+                              "or no loss_func at all.")
         return super().__torch_function__(function, types, args, kwargs or {})
 
 class RowFindings(Transform):
-    "Row numbers of a multi-label cohort -> 0 or 1 per finding, and back to the names of those present"
+    "Row numbers of a multi-label cohort -> 0 or 1 per finding, and back to names"
     loss_func = BCEWithLogitsLossFlat()
     def __init__(self, present, vocab):
         self.vocab, self.c = CategoryMap(vocab, sort=False), len(vocab)
@@ -83,12 +84,12 @@ class RowFindings(Transform):
     def decodes(self, present:TensorMultiCategory):
         return MultiCategory([name for name, yes in zip(self.vocab, present) if yes > .5])
 
-# %% ../nbs/04b_batches.ipynb #13b9fba9
+# %% ../nbs/04b_batches.ipynb #515e5931
 def check_loss(
     dls:DataLoaders, # from `make_dls`
     loss_func:Callable, # the loss of a learner
 ) -> None:
-    "Raise `CohortError` for a loss of one label per image where an image may have several findings."
+    "Raise `CohortError` for a loss of one label where an image may have several findings."
     if not getattr(dls, 'multi_label', False): return
     inner = getattr(loss_func, 'func', loss_func)  # fastai's own losses wrap PyTorch's
     logits = torch.zeros(2, dls.c, device=dls.device)
@@ -102,9 +103,9 @@ class CheckLoss(Callback):
 
 if CheckLoss not in defaults.callbacks: defaults.callbacks = [*defaults.callbacks, CheckLoss]
 
-# %% ../nbs/04b_batches.ipynb #1dc0c07e
+# %% ../nbs/04b_batches.ipynb #0bd58a80
 class StoreDL(WeightedDL):
-    "A fastai loader that takes whole batches out of a store; all its chance is drawn from `self.rng`"
+    "A fastai loader that takes whole batches out of a store; all its chance is from `self.rng`"
     def before_iter(self):
         super().before_iter()
         if not self.shuffle: return
@@ -118,42 +119,40 @@ class StoreDL(WeightedDL):
     def create_batches(self, samples):
         self.it = None  # fastai deletes it after the last batch
         items = list(self.dataset.items)
-        items = np.asarray(items) if _are_rows(items) else items
+        rows = np.asarray(items) if _are_rows(items) else None
         for batch in chunked(samples, self.bs, self.drop_last):
-            chosen = items[batch] if isinstance(items, np.ndarray) else [items[number] for number in batch]
-            yield tuple(part.tfms(chosen) for part in self.dataset.tls[:self.dataset.n_inp + self._with_labels()])
-    def _with_labels(self): return len(self.dataset.tls) > self.dataset.n_inp
+            chosen = [items[number] for number in batch] if rows is None else rows[batch]
+            yield tuple(part.tfms(chosen) for part in self.dataset.tls)
 
-# %% ../nbs/04b_batches.ipynb #5ab3998d
+# %% ../nbs/04b_batches.ipynb #ea0a865b
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
     batch_size:int=64, # images per batch; no more than the training set has
     balanced:bool=True, # draw training images with the reciprocal of their class's size
-    augment:bool|str|Policy=True, # how training batches are varied: a policy or its name; True: 'conservative'
-) -> DataLoaders: # fastai DataLoaders: grey float batches `(n, 1, size, size)` in [0, 1] and targets
-    """Loaders over the training and the validation part. The test part is reached by `test_loader` only.
+    augment:bool|str|Policy=True, # how training batches are varied; True: policy 'conservative'
+) -> DataLoaders: # fastai's: grey float batches `(n, 1, size, size)` in [0, 1] and targets
+    """Loaders over the training and the validation part; the test part has its own, `test_loader`.
 
     The targets are class numbers; for a multi-label cohort floats, 0 or 1 for each finding, and
-    `dls.multi_label` is True. There an image is drawn by its rarest finding. Raises `CohortError` for a store
-    of other images, patients in two splits, or a missing class."""
+    `dls.multi_label` is True. There an image is drawn by its rarest finding. Raises `CohortError`
+    for a store of other images, patients in two splits, or a missing class."""
     check_disjoint(cohort)
-    if store.images != tuple(cohort['image']):
-        raise CohortError(f"The store of {len(store.images)} images is not that of this cohort of {len(cohort)}: "
-                          "build the store from this cohort.")
+    store.check_fits(cohort)
     policy, findings = policy_named(augment), findings_of(cohort)
     rows = {split: np.flatnonzero(cohort['split'] == split) for split in SPLITS}
     vocab = findings or sorted(cohort['label'].unique())
-    present = np.stack([cohort[FINDING_PREFIX + name] if findings else cohort['label'] == name for name in vocab], axis=1)
+    present = np.stack([cohort[FINDING_PREFIX + name] if findings else cohort['label'] == name
+                        for name in vocab], axis=1)
     _check_every_class(vocab, present, rows, ('train',) if findings else ('train', 'valid'))
     targets = RowFindings(present, vocab) if findings else RowLabels(cohort['label'], vocab)
     datasets = Datasets(range(len(cohort)), [RowPixels(store), targets],
                         splits=[rows['train'].tolist(), rows['valid'].tolist()])
-    datasets.tls[0].types[0] = (int, np.integer, str, Path)  # what fastai lets a network be asked about
+    datasets.tls[0].types[0] = (int, np.integer, str, Path)  # what a network may be asked about
     weights = {'wgts': _reciprocal_sizes(present[rows['train']])} if balanced else {}
     steps = [IntToFloatTensor()] if policy == Policy() else [IntToFloatTensor(), Augment(policy)]
-    dls = datasets.dataloaders(bs=min(batch_size, len(rows['train'])), dl_type=StoreDL, num_workers=0,
-                               dl_kwargs=(weights, {}), after_batch=steps)
+    dls = datasets.dataloaders(bs=min(batch_size, len(rows['train'])), dl_type=StoreDL,
+                               num_workers=0, dl_kwargs=(weights, {}), after_batch=steps)
     dls.multi_label = bool(findings)
     return dls
 
@@ -161,11 +160,11 @@ def _check_every_class(vocab, present, rows, splits):
     for split in splits:
         absent = [name for name, some in zip(vocab, present[rows[split]].any(axis=0)) if not some]
         if absent:
-            raise CohortError(f"The {split} split has no image of {', '.join(absent)}: add patients with it, "
-                              "or drop the class.")
+            raise CohortError(f"The {split} split has no image of {', '.join(absent)}: add patients "
+                              "with it, or drop the class.")
 
 def _reciprocal_sizes(present):
-    "One over the size of each image's class; of the rarest of its findings, or of the images without any"
+    "One over the size of each image's class: of its rarest finding, or of the images without any"
     sizes = np.append(present.sum(axis=0), max(1, (~present.astype(bool).any(axis=1)).sum()))
     none = ~present.any(axis=1, keepdims=True)
     return np.where(np.hstack([present, none]).astype(bool), 1 / sizes, 0).max(axis=1)

@@ -1,4 +1,5 @@
 """Measure the speed of the course's main steps, both arms alternated in one run; nothing is asserted.
+How fast batches reach the network is measured in input.py, how fast files are read in decoding.py.
 
     make bench
 
@@ -14,9 +15,7 @@ from statistics import median
 from time import process_time
 
 import torch
-from fastai.vision.all import ImageDataLoaders, Normalize, Resize  # noqa: F401
 
-from cxr_learn.augmentation import conservative_transforms
 from cxr_learn.batches import make_dls
 from cxr_learn.cnn import custom_cnn
 from cxr_learn.cohorts import load_phantom, split_by_patient
@@ -62,11 +61,6 @@ def main(out):
         store = build_store(cohort, f'{folder}/store', 128)
         seed_everything(0)
         dls = make_dls(cohort, store, batch_size=32)
-        train = cohort.query("split == 'train'")
-        usual = ImageDataLoaders.from_lists('/', train['path'].tolist(), train['label'].tolist(), valid_pct=.1, bs=32, num_workers=0,
-                                            item_tfms=Resize(128), batch_tfms=conservative_transforms(), device='cpu')
-        def epoch(loader): return lambda: [None for _ in loader]
-        rows.append(compare('input, augmented, 128 px', epoch(usual.train), epoch(dls.train), len(train)))
         for name, network in (('custom CNN', lambda: custom_cnn(4)), ('ResNet-18', lambda: transfer_net(classes=4)),
                               ('ResNet-18, k = 3', lambda: freeze_blocks(transfer_net(classes=4), 3))):
             rows.append(compare(f'training step, {name}: float32 / bfloat16', training_steps(dls, network(), False),
