@@ -32,7 +32,7 @@ class Home(NamedTuple):
     digests_from: str = '' # who vouches for the digests
     tried: bool = False # whether this course has really downloaded the set from there
 
-# %% ../nbs/01a_cards.ipynb #498a8fd3
+# %% ../nbs/01a_cards.ipynb #eaa389ab
 class Card(NamedTuple):
     "What there is to know about a set before one uses it"
     name: str # its key in `CARDS`
@@ -52,8 +52,10 @@ class Card(NamedTuple):
     def __str__(self): return '\n'.join(f'{what}: {said}' for what, said in _lines(self))
 
     def _repr_html_(self):
-        rows = ''.join(f'<tr><th style="text-align:left;vertical-align:top">{html.escape(what)}</th>'
-                       f'<td style="text-align:left">{html.escape(said)}</td></tr>' for what, said in _lines(self))
+        left = 'style="text-align:left;vertical-align:top"'
+        cells = [(html.escape(what), html.escape(said)) for what, said in _lines(self)]
+        rows = ''.join(f'<tr><th {left}>{what}</th><td {left}>{said}</td></tr>'
+                       for what, said in cells)
         return f'<table>{rows}</table>'
 
 def _lines(card):
@@ -62,7 +64,8 @@ def _lines(card):
     yield 'Origin', card.origin
     yield 'Licence', card.licence
     for text in card.citation: yield 'Cite', text
-    yield 'Images', ', '.join(f'{label} {count:,}' for label, count in card.counts.items()) + f' ({card.counts_from})'
+    counts = ', '.join(f'{label} {count:,}' for label, count in card.counts.items())
+    yield 'Images', f'{counts} ({card.counts_from})'
     yield 'Download', size_in_words(card.bytes)
     for fault, source in card.faults: yield 'Known fault', f'{fault} [{source}]'
     if card.repeats: yield 'Repeats images of', ', '.join(card.repeats)
@@ -81,7 +84,7 @@ def size_in_words(
         if count >= size: return f'{count/size:.3g} {unit}'
     return f'{count} bytes'
 
-# %% ../nbs/01a_cards.ipynb #658d6b56
+# %% ../nbs/01a_cards.ipynb #89e7d3d6
 class Licence(NamedTuple):
     "What a licence allows, in our words"
     text: str # where to read it
@@ -90,115 +93,150 @@ class Licence(NamedTuple):
     trade: bool # use them commercially
     asks: str # in return
 
+_KAGGLE = 'https://www.kaggle.com/datasets/'
+
 LICENCES:dict[str, Licence] = {
     'CC BY 4.0': Licence('https://creativecommons.org/licenses/by/4.0/', True, True, True,
                          'name the authors, link the licence, say what you changed'),
-    'CC BY-NC-SA 4.0': Licence('https://creativecommons.org/licenses/by-nc-sa/4.0/', True, True, False,
-                               'as CC BY; not for trade; pass changed copies on under the same licence'),
-    'NIH, unrestricted use': Licence('https://nihcc.app.box.com/v/ChestXray-NIHCC', True, True, True,
-                                     'link the download site, acknowledge the NIH Clinical Center, cite Wang 2017'),
-    "the authors' terms": Licence('https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database',
-                                  True, False, False, 'cite Chowdhury 2020 and Rahman 2021; ask before passing on'),
+    'CC BY-NC-SA 4.0': Licence('https://creativecommons.org/licenses/by-nc-sa/4.0/',
+                               True, True, False,
+                               'as CC BY; not for trade; pass changed copies on under the same '
+                               'licence'),
+    'NIH, unrestricted use': Licence('https://nihcc.app.box.com/v/ChestXray-NIHCC',
+                                     True, True, True,
+                                     'link the download site, acknowledge the NIH Clinical Center, '
+                                     'cite Wang 2017'),
+    "the authors' terms": Licence(f'{_KAGGLE}tawsifurrahman/covid19-radiography-database',
+                                  True, False, False,
+                                  'cite Chowdhury 2020 and Rahman 2021; ask before passing on'),
 }
 
-# %% ../nbs/01a_cards.ipynb #ae922498
+# %% ../nbs/01a_cards.ipynb #f583636c
 KERMANY = Card(
     name='kermany',
     title='Kermany et al. 2018, chest X-rays of pneumonia in children',
-    origin="Guangzhou Women and Children's Medical Center, China; children of one to five years, frontal (AP), "
+    origin="Guangzhou Women and Children's Medical Center, China; children of one to five years, "
+           "frontal (AP), "
            'routine care; published in 2018',
     licence='CC BY 4.0',
-    citation=('Kermany DS, Goldbaum M, Cai W, et al. Identifying medical diagnoses and treatable diseases by image-based '
-              'deep learning. Cell 2018;172:1122-1131. doi:10.1016/j.cell.2018.02.010',
-              'Kermany D, Zhang K, Goldbaum M. Labeled optical coherence tomography (OCT) and chest X-ray images for '
-              'classification. Mendeley Data 2018, V2. doi:10.17632/rscbjbr9sj.2'),
-    counts={'train normal': 1349, 'train pneumonia': 3883, 'test normal': 234, 'test pneumonia': 390},
-    counts_from='ChestXRay2017.zip of version 2; the copy on Kaggle has 1,341 and 3,875 in train, 8 and 8 in val',
+    citation=('Kermany DS, Goldbaum M, Cai W, et al. Identifying medical diagnoses and treatable '
+              'diseases by image-based deep learning. Cell 2018;172:1122-1131. '
+              'doi:10.1016/j.cell.2018.02.010',
+              'Kermany D, Zhang K, Goldbaum M. Labeled optical coherence tomography (OCT) and '
+              'chest X-ray images for classification. Mendeley Data 2018, V2. '
+              'doi:10.17632/rscbjbr9sj.2'),
+    counts={'train normal': 1349, 'train pneumonia': 3883,
+            'test normal': 234, 'test pneumonia': 390},
+    counts_from='ChestXRay2017.zip of version 2; the copy on Kaggle has 1,341 and 3,875 in train, '
+                '8 and 8 in val',
     faults=(
         ('The copy on Kaggle has a validation folder of 16 images: too few to choose anything by.',
          'dataset card of hf-vision/chest-xray-pneumonia: 5,216 / 16 / 624'),
         ('One hospital, children only: nothing follows for adults or elsewhere.', 'Kermany 2018'),
-        ('No table of patients: the number in a pneumonia name is the patient; for normal images that is a guess.',
+        ('No table of patients: the number in a pneumonia name is the patient; for normal images '
+         'that is a guess.',
          'the file names of the release'),
-        ('Version 3 of the record gives the files other names and numbers; the loader reads version 2.',
+        ('Version 3 of the record gives the files other names and numbers; the loader reads '
+         'version 2.',
          'Mendeley Data, description of rscbjbr9sj version 3')),
     bytes=1_235_512_464,
     layout=('train/NORMAL', 'train/PNEUMONIA', 'test/NORMAL', 'test/PNEUMONIA'),
     homes={'publisher': Home(
-        'http', 'https://data.mendeley.com/datasets/rscbjbr9sj/2', 'Mendeley Data rscbjbr9sj version 2',
-        files=(File('ChestXRay2017.zip', 'https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/'
+        'http', 'https://data.mendeley.com/datasets/rscbjbr9sj/2',
+        'Mendeley Data rscbjbr9sj version 2',
+        files=(File('ChestXRay2017.zip',
+                    'https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/'
                     'f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded', 1_235_512_464,
                     'sha256:13efc055629733dbab07877f8b3c9f81097840dbcdaa326a8542322c2281ce36'),),
-        digests_from='size and digest as published by several independent users; we could not ask the publisher'),
-        'kaggle': Home('kaggle', 'https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia',
-                       'version 2 of a copy by P. Mooney', handle='paultimothymooney/chest-xray-pneumonia/versions/2')},
+        digests_from='size and digest as published by several independent users; we could not ask '
+                     'the publisher'),
+        'kaggle': Home('kaggle', f'{_KAGGLE}paultimothymooney/chest-xray-pneumonia',
+                       'version 2 of a copy by P. Mooney',
+                       handle='paultimothymooney/chest-xray-pneumonia/versions/2')},
 )
 
-# %% ../nbs/01a_cards.ipynb #2498d167
+# %% ../nbs/01a_cards.ipynb #5507a974
 CORONAHACK = Card(
     name='coronahack',
     title='CoronaHack chest X-ray data set',
-    origin='compiled by P. Govi on Kaggle in 2020: Kermany 2018 (children) and images of the covid-chestxray-dataset '
-           '(mostly adults, from publications)',
+    origin='compiled by P. Govi on Kaggle in 2020: Kermany 2018 (children) and images of the '
+           'covid-chestxray-dataset (mostly adults, from publications)',
     licence='CC BY 4.0',
     citation=('Kermany D, Zhang K, Goldbaum M. Mendeley Data 2018, V2. doi:10.17632/rscbjbr9sj.2',
-              'Cohen JP, Morrison P, Dao L. COVID-19 image data collection. 2020. doi:10.48550/arXiv.2003.11597'),
-    counts={'normal': 1576, 'bacterial': 2777, 'viral, not COVID-19': 1497, 'COVID-19': 58, 'stress, smoking (ARDS)': 2},
-    counts_from="rows of the organisers' metadata, 5,910 in all, 624 of them TEST; viral holds 4 of SARS, "
+              'Cohen JP, Morrison P, Dao L. COVID-19 image data collection. 2020. '
+              'doi:10.48550/arXiv.2003.11597'),
+    counts={'normal': 1576, 'bacterial': 2777, 'viral, not COVID-19': 1497, 'COVID-19': 58,
+            'stress, smoking (ARDS)': 2},
+    counts_from="rows of the organisers' metadata, 5,910 in all, 624 of them TEST; viral holds 4 "
+                "of SARS, "
                 'bacterial 5 of Streptococcus',
     faults=(
-        ('COVID-19 is in TRAIN only: no test of it is possible as published.', "the organisers' metadata"),
-        ('Children and adults, lateral views, CT slices and colour images among the rest; PriMIA took them out.',
+        ('COVID-19 is in TRAIN only: no test of it is possible as published.', "the organisers' "
+                                                                               "metadata"),
+        ('Children and adults, lateral views, CT slices and colour images among the rest; PriMIA '
+         'took them out.',
          'https://gkaissis.github.io/PriMIA/Dataset_Description'),
         ('Class and source go together, as in most merged COVID-19 sets.',
          'Garcia Santa Cruz et al. 2021, doi:10.1016/j.media.2021.102225'),
         ('Labels are misspelt (Pnemonia) and the kind of pneumonia is spread over two columns.',
          "the organisers' metadata"),
-        ('Images of Kermany appear here again: never train on one and test on the other.', 'the file names')),
+        ('Images of Kermany appear here again: never train on one and test on the other.',
+         'the file names')),
     bytes=1_280_000_000,
     layout=('Chest_xray_Corona_Metadata.csv', 'Coronahack-Chest-XRay-Dataset'),
-    homes={'publisher': Home('kaggle', 'https://www.kaggle.com/datasets/praveengovi/coronahack-chest-xraydataset',
-                             'version 3', handle='praveengovi/coronahack-chest-xraydataset/versions/3')},
+    homes={'publisher': Home(
+        'kaggle', f'{_KAGGLE}praveengovi/coronahack-chest-xraydataset', 'version 3',
+        handle='praveengovi/coronahack-chest-xraydataset/versions/3')},
     repeats=('kermany', 'covid_chestxray'),
     unsure=('The size is a rounded 1.19 GiB that users saw while downloading.',
-            'The licence is that of the greater part (Kermany); the COVID-19 images have licences of their own.',
+            'The licence is that of the greater part (Kermany); the COVID-19 images have licences '
+            'of their own.',
             'The folders are said to hold 5,933 files, 23 more than the metadata has rows.'),
 )
 
-# %% ../nbs/01a_cards.ipynb #12afa087
+# %% ../nbs/01a_cards.ipynb #bf9a97dd
 COVID_RADIOGRAPHY = Card(
     name='covid_radiography',
     title='COVID-19 Radiography Database',
-    origin='Qatar University and the University of Dhaka with partners, 2020 and 2021; merged from PadChest, RSNA, '
-           'Kermany 2018, a German medical school, SIRM and other collections',
+    origin='Qatar University and the University of Dhaka with partners, 2020 and 2021; merged from '
+           'PadChest, RSNA, Kermany 2018, a German medical school, SIRM and other collections',
     licence="the authors' terms",
-    citation=('Chowdhury MEH, Rahman T, Khandakar A, et al. Can AI help in screening viral and COVID-19 pneumonia? '
-              'IEEE Access 2020;8:132665-132676. doi:10.1109/ACCESS.2020.3010287',
-              'Rahman T, Khandakar A, Qiblawey Y, et al. Exploring the effect of image enhancement techniques on COVID-19 '
-              'detection using chest X-ray images. Comput Biol Med 2021;132:104319. doi:10.1016/j.compbiomed.2021.104319'),
+    citation=('Chowdhury MEH, Rahman T, Khandakar A, et al. Can AI help in screening viral and '
+              'COVID-19 pneumonia? IEEE Access 2020;8:132665-132676. '
+              'doi:10.1109/ACCESS.2020.3010287',
+              'Rahman T, Khandakar A, Qiblawey Y, et al. Exploring the effect of image enhancement '
+              'techniques on COVID-19 detection using chest X-ray images. Comput Biol Med '
+              '2021;132:104319. doi:10.1016/j.compbiomed.2021.104319'),
     counts={'COVID': 3616, 'Lung_Opacity': 6012, 'Normal': 10192, 'Viral Pneumonia': 1345},
     counts_from="the publisher's read-me after its second update",
     faults=(
-        ('Viral Pneumonia and 1,341 of the normal images are children of Kermany 2018; Lung_Opacity and 8,851 normal '
-         'images are RSNA, mostly adults: age and source give the class away.', "the publisher's read-me"),
-        ('The RSNA images are a part of NIH ChestX-ray14: never train on one and test on the other.',
+        ('Viral Pneumonia and 1,341 of the normal images are children of Kermany 2018; '
+         'Lung_Opacity and 8,851 normal images are RSNA, mostly adults: age and source give the '
+         'class away.', "the publisher's "
+                                                                                "read-me"),
+        ('The RSNA images are a part of NIH ChestX-ray14: never train on one and test on the '
+         'other.',
          'Shih et al. 2019, doi:10.1148/ryai.2019180041'),
-        ('The set changed under its name: 219 images of COVID-19 at first, then 1,200, then 3,616; scripts broke.',
+        ('The set changed under its name: 219 images of COVID-19 at first, then 1,200, then 3,616; '
+         'scripts broke.',
          "the publisher's read-me; lindawangg/COVID-Net issue 109"),
-        ('Patients are not named: clusters of near-duplicates must stand in.', 'the release has no patient table'),
+        ('Patients are not named: clusters of near-duplicates must stand in.',
+         'the release has no patient table'),
         ('The sources listed for COVID add up to 3,615, one fewer than the class holds.',
          "the publisher's read-me: 2,473 + 183 + 559 + 400"),
         ('Merged sets of this kind could not be assessed for bias.',
          'Garcia Santa Cruz et al. 2021, doi:10.1016/j.media.2021.102225')),
     bytes=816_000_000,
     layout=('COVID', 'Lung_Opacity', 'Normal', 'Viral Pneumonia'),
-    homes={'publisher': Home('kaggle', 'https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database',
-                             'version 5', handle='tawsifurrahman/covid19-radiography-database/versions/5')},
+    homes={'publisher': Home(
+        'kaggle', f'{_KAGGLE}tawsifurrahman/covid19-radiography-database', 'version 5',
+        handle='tawsifurrahman/covid19-radiography-database/versions/5')},
     repeats=('kermany', 'nih_chestxray14', 'covid_chestxray'),
-    unsure=('The size is approximate.', 'That version 5 holds the counts of the second update has not been checked here.'),
+    unsure=('The size is approximate.', 'That version 5 holds the counts of the second update has '
+                                        'not been checked here.'),
 )
 
-# %% ../nbs/01a_cards.ipynb #f5e1ced1
+# %% ../nbs/01a_cards.ipynb #caed7ef5
 _NIH_ARCHIVES = (  # the link's name, bytes, MD5 of images_001.tar.gz to images_012.tar.gz
     ('vfk49d74nhbxq3nqjg0900w5nvkorp5c', 2_008_470_987, 'fe8ed0a6961412fddcbb3603c11b3698'),
     ('i28rlmbvmfjbl8p2n3ril0pptcmcu9d1', 3_952_623_504, 'ab07a2d7cbe6f65ddd97b4ed7bde10bf'),
@@ -214,76 +252,93 @@ _NIH_ARCHIVES = (  # the link's name, bytes, MD5 of images_001.tar.gz to images_
     ('ioqwiy20ihqwyr8pf4c24eazhh281pbu', 2_914_187_733, 'dc9fda1757c2de0032b63347a7d2895c'))
 _NIH_TABLES = (('Data_Entry_2017_v2020.csv', 219760887468), ('train_val_list.txt', 256056636701),
                ('test_list.txt', 256055473534))
-_NIH_TABLE_URL = 'https://nihcc.app.box.com/index.php?rm=box_download_shared_file&vanity_name=ChestXray-NIHCC&file_id=f_'
+_NIH_TABLE_URL = ('https://nihcc.app.box.com/index.php?rm=box_download_shared_file'
+                  '&vanity_name=ChestXray-NIHCC&file_id=f_')
 
 NIH_CHESTXRAY14 = Card(
     name='nih_chestxray14',
     title='NIH ChestX-ray14',
-    origin='NIH Clinical Center, Bethesda, USA, 1992 to 2015; 30,805 patients, frontal (PA and AP), mostly adults',
+    origin='NIH Clinical Center, Bethesda, USA, 1992 to 2015; 30,805 patients, frontal (PA and '
+           'AP), mostly adults',
     licence='NIH, unrestricted use',
-    citation=('Wang X, Peng Y, Lu L, et al. ChestX-ray8: hospital-scale chest X-ray database and benchmarks on '
-              'weakly-supervised classification and localization of common thorax diseases. CVPR 2017:3462-3471. '
-              'doi:10.1109/CVPR.2017.369',),
-    counts={'images': 112_120, 'patients': 30_805, 'train_val_list': 86_524, 'test_list': 25_596, 'No Finding': 60_361,
-            'Infiltration': 19_894, 'Effusion': 13_317, 'Atelectasis': 11_559, 'Nodule': 6_331, 'Mass': 5_782,
-            'Pneumothorax': 5_302, 'Consolidation': 4_667, 'Pleural_Thickening': 3_385, 'Cardiomegaly': 2_776,
-            'Emphysema': 2_516, 'Edema': 2_303, 'Fibrosis': 1_686, 'Pneumonia': 1_431, 'Hernia': 227},
+    citation=('Wang X, Peng Y, Lu L, et al. ChestX-ray8: hospital-scale chest X-ray database and '
+              'benchmarks on weakly-supervised classification and localization of common thorax '
+              'diseases. CVPR 2017:3462-3471. doi:10.1109/CVPR.2017.369',),
+    counts={'images': 112_120, 'patients': 30_805, 'train_val_list': 86_524, 'test_list': 25_596,
+            'No Finding': 60_361, 'Infiltration': 19_894, 'Effusion': 13_317, 'Atelectasis': 11_559,
+            'Nodule': 6_331, 'Mass': 5_782, 'Pneumothorax': 5_302, 'Consolidation': 4_667,
+            'Pleural_Thickening': 3_385, 'Cardiomegaly': 2_776, 'Emphysema': 2_516, 'Edema': 2_303,
+            'Fibrosis': 1_686, 'Pneumonia': 1_431, 'Hernia': 227},
     counts_from='Data_Entry_2017 and the two official lists; an image may have several findings',
     faults=(
-        ('Labels were mined from reports by a program; a radiologist found positive predictive values 10 to 30 per cent '
-         'lower than published.', 'Oakden-Rayner 2020, doi:10.1016/j.acra.2019.10.006'),
-        ("'No Finding' does not mean normal: other disease, and doubtful mentions of the 14, are in it.",
+        ('Labels were mined from reports by a program; a radiologist found positive predictive '
+         'values 10 to 30 per cent lower than '
+         'published.', 'Oakden-Rayner 2020, doi:10.1016/j.acra.2019.10.006'),
+        ("'No Finding' does not mean normal: other disease, and doubtful mentions of the 14, are "
+         "in it.",
          "the publisher's FAQ, Q08"),
         ('Many pneumothoraces have been treated: a network may see the chest drain.',
          'Oakden-Rayner et al. 2020, doi:10.1145/3368555.3384468'),
-        ('Grey levels were reduced to 8 bits and images to 1024 x 1024; there is no DICOM.', "the publisher's FAQ, Q06")),
+        ('Grey levels were reduced to 8 bits and images to 1024 x 1024; there is no DICOM.',
+         "the publisher's FAQ, Q06")),
     bytes=sum(size for _, size, _ in _NIH_ARCHIVES) + 13_000_000,
     layout=('images*', 'Data_Entry_2017*.csv', 'train_val_list.txt', 'test_list.txt'),
     homes={
         'publisher': Home(
             'http', 'https://nihcc.app.box.com/v/ChestXray-NIHCC', 'images of 2017, table of 2020',
-            files=tuple(File(f'images_{number:03d}.tar.gz', f'https://nihcc.box.com/shared/static/{link}.gz', size, f'md5:{md5}')
+            files=tuple(File(f'images_{number:03d}.tar.gz',
+                             f'https://nihcc.box.com/shared/static/{link}.gz', size, f'md5:{md5}')
                         for number, (link, size, md5) in enumerate(_NIH_ARCHIVES, start=1))
                   + tuple(File(name, f'{_NIH_TABLE_URL}{number}') for name, number in _NIH_TABLES),
-            digests_from="MD5 by the publisher's FAQ, Q07; sizes as the server reported them to other users"),
-        'huggingface': Home('huggingface', 'https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset',
+            digests_from="MD5 by the publisher's FAQ, Q07; sizes as the server reported them to "
+                         "other users"),
+        'huggingface': Home('huggingface',
+                            'https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset',
                             'a copy by alkzar90', handle='alkzar90/NIH-Chest-X-ray-dataset'),
-        'kaggle': Home('kaggle', 'https://www.kaggle.com/datasets/nih-chest-xrays/data', 'a copy, version 3',
+        'kaggle': Home('kaggle', f'{_KAGGLE}nih-chest-xrays/data', 'a copy, version 3',
                        handle='nih-chest-xrays/data/versions/3')},
-    unsure=('Addresses of the three tables are those that other users report; Box may answer with a web page instead.',
-            'The first table (Data_Entry_2017.csv) is known for impossible ages, up to 414 years; whether the table of 2020 '
-            'mends them all has not been checked here.',
+    unsure=('Addresses of the three tables are those that other users report; Box may answer with '
+            'a web page instead.',
+            'The first table (Data_Entry_2017.csv) is known for impossible ages, up to 414 years; '
+            'whether the table of 2020 mends them all has not been checked here.',
             'Version numbers of the copies have not been checked.'),
 )
 
-# %% ../nbs/01a_cards.ipynb #711c142a
+# %% ../nbs/01a_cards.ipynb #2a8d5beb
 COVID_CHESTXRAY = Card(
     name='covid_chestxray',
     title='COVID-19 image data collection (covid-chestxray-dataset)',
-    origin='Cohen and colleagues, Mila, Montreal, 2020; figures of publications and web pages from many countries, with a '
-           'patient number where it was known',
+    origin='Cohen and colleagues, Mila, Montreal, 2020; figures of publications and web pages from '
+           'many countries, with a patient number where it was known',
     licence='CC BY-NC-SA 4.0',
-    citation=('Cohen JP, Morrison P, Dao L, Roth K, Duong TQ, Ghassemi M. COVID-19 image data collection: prospective '
-              'predictions are the future. 2020. doi:10.48550/arXiv.2006.11988',),
+    citation=('Cohen JP, Morrison P, Dao L, Roth K, Duong TQ, Ghassemi M. COVID-19 image data '
+              'collection: prospective predictions are the future. 2020. '
+              'doi:10.48550/arXiv.2006.11988',),
     counts={},
-    counts_from='the collection grew for months: count the rows of metadata.csv that you hold, and say when you got it',
+    counts_from='the collection grew for months: count the rows of metadata.csv that you hold, and '
+                'say when you got it',
     faults=(
-        ("Figures cut from papers: cropped, annotated, compressed twice; the authors ask not to claim diagnostic "
+        ("Figures cut from papers: cropped, annotated, compressed twice; the authors ask not to "
+         "claim diagnostic "
          'performance without a clinical study.', "the collection's read-me"),
-        ('CT slices and lateral views are among the images; `modality` and `view` tell.', "the collection's SCHEMA.md"),
+        ('CT slices and lateral views are among the images; `modality` and `view` tell.',
+         "the collection's SCHEMA.md"),
         ('A radiograph reaches a journal because it is striking: milder disease is missing.',
          'Garcia Santa Cruz et al. 2021, doi:10.1016/j.media.2021.102225')),
     bytes=None,
     layout=('images', 'metadata.csv'),
     homes={'publisher': Home(
-        'http', 'https://github.com/ieee8023/covid-chestxray-dataset', 'branch master on the day of the download',
-        files=(File('covid-chestxray-dataset.zip',
-                    'https://github.com/ieee8023/covid-chestxray-dataset/archive/refs/heads/master.zip'),))},
-    unsure=('The licence named is that of the metadata; each image has its own in the column `license`.',
-            'GitHub makes the archive on request: it has no fixed size or digest, and cannot be resumed.'),
+        'http', 'https://github.com/ieee8023/covid-chestxray-dataset',
+        'branch master on the day of the download',
+        files=(File('covid-chestxray-dataset.zip', 'https://github.com/ieee8023/'
+                    'covid-chestxray-dataset/archive/refs/heads/master.zip'),))},
+    unsure=('The licence named is that of the metadata; each image has its own in the column '
+            '`license`.',
+            'GitHub makes the archive on request: it has no fixed size or digest, and cannot be '
+            'resumed.'),
 )
 
-# %% ../nbs/01a_cards.ipynb #edf77ae6
+# %% ../nbs/01a_cards.ipynb #508f402a
 CARDS:dict[str, Card] = {card.name: card for card in (
     KERMANY, CORONAHACK, COVID_RADIOGRAPHY, NIH_CHESTXRAY14, COVID_CHESTXRAY)}
 
@@ -304,8 +359,9 @@ def card_table(
     for card in map(find_card, names if names is not None else CARDS):
         first = next(iter(card.homes.values()))
         vouched = sum(bool(file.digest) for file in first.files)
+        homes = ', '.join(f'{name} ({home.kind})' for name, home in card.homes.items())
+        digests = f'{vouched} of {len(first.files)} files' if first.files else 'none published'
         rows.append(dict(set=card.name, download=size_in_words(card.bytes), licence=card.licence,
-                         homes=', '.join(f'{name} ({home.kind})' for name, home in card.homes.items()),
-                         digests=f'{vouched} of {len(first.files)} files' if first.files else 'none published',
-                         faults=len(card.faults), tried=any(home.tried for home in card.homes.values())))
+                         homes=homes, digests=digests, faults=len(card.faults),
+                         tried=any(home.tried for home in card.homes.values())))
     return pd.DataFrame(rows).set_index('set')

@@ -28,18 +28,18 @@ import pandas as pd
 
 from .cohorts import write_atomically
 
-# %% ../nbs/01b_unpacking.ipynb #4a286b80
+# %% ../nbs/01b_unpacking.ipynb #dbdcec12
 class FetchError(ValueError):
-    "A set could not be had or is not what it should be; the message says what is left and how to go on"
+    "A set could not be had, or is not what it should be; the message says how to go on"
 
-# %% ../nbs/01b_unpacking.ipynb #304c484d
+# %% ../nbs/01b_unpacking.ipynb #b34faebb
 _STRANGE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 _DEVICE = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 def member_path(
     name:str, # as the archive writes it
 ) -> PurePosixPath: # relative, without '.' and '..'
-    "The path that an archive asks for. Raises `FetchError` where it could lead out of the folder or mean two things."
+    "The path that an archive asks for. Raises `FetchError` where it is not safe everywhere."
     path = PurePosixPath(name)
     if path.is_absolute(): why = 'starts at the root'
     elif '..' in path.parts: why = 'climbs out of its folder'
@@ -48,10 +48,10 @@ def member_path(
     elif any(part != part.rstrip('. ') for part in path.parts): why = 'ends in a dot or a space'
     elif not name.isprintable(): why = 'is not text'
     else: return path
-    raise FetchError(f"The archive asks for {name!r}, which {why}: it is not safe to unpack. "
-                     "Do not use it; tell its publisher.")
+    raise FetchError(f"The archive asks for {name!r}, which {why}: it is not safe to unpack. Do "
+                     "not use it; tell its publisher.")
 
-# %% ../nbs/01b_unpacking.ipynb #ce64d0af
+# %% ../nbs/01b_unpacking.ipynb #daeddf06
 class Member(NamedTuple):
     "Something an archive asks for"
     name: str
@@ -68,30 +68,36 @@ def members(
     if is_archive(source): return _tar_members(source)
     return iter([Member(source.name, source.stat().st_size, False, lambda: open(source, 'rb'))])
 
-def is_archive(path:Path) -> bool: return path.name.lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz'))
+def is_archive(path:Path) -> bool:
+    return path.name.lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz'))
 
 def _refuse(source, name, what):
-    raise FetchError(f"{source.name} holds {name!r}, which is {what}: a set of images needs none. Do not use the archive.")
+    raise FetchError(f"{source.name} holds {name!r}, which is {what}: a set of images needs none. "
+                     "Do not use the archive.")
 
 def _zip_members(source):
     with zipfile.ZipFile(source) as archive:
         for item in archive.infolist():
             kind = stat.S_IFMT(item.external_attr >> 16)  # set where the archive was made on Unix
             if item.flag_bits & 1: _refuse(source, item.filename, 'locked by a password')
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR): _refuse(source, item.filename, 'a link or a device')
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                _refuse(source, item.filename, 'a link or a device')
             # `filename` ends at a zero byte; `orig_filename` is what the archive really says
-            yield Member(item.orig_filename, item.file_size, item.is_dir(), lambda item=item: archive.open(item))
+            yield Member(item.orig_filename, item.file_size, item.is_dir(),
+                         lambda item=item: archive.open(item))
 
 def _folder_members(source):
     for folder, names, files in os.walk(source):
         names.sort()
         for name in sorted(names + files):
             path = Path(folder, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()): _refuse(source, name, 'a link or a device')
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                _refuse(source, name, 'a link or a device')
             if name in files:
-                yield Member(path.relative_to(source).as_posix(), path.stat().st_size, False, lambda path=path: open(path, 'rb'))
+                yield Member(path.relative_to(source).as_posix(), path.stat().st_size, False,
+                             lambda path=path: open(path, 'rb'))
 
-# %% ../nbs/01b_unpacking.ipynb #72075539
+# %% ../nbs/01b_unpacking.ipynb #bf6cb3a0
 _LONGEST_HEADER = 2**20      # bytes of a long name or of attributes
 _LONGEST_PADDING = 2**24     # zero bytes after the last member
 
@@ -108,29 +114,34 @@ class _StrictHeader(tarfile.TarInfo):
     def fromtarfile(cls, archive):
         try: return super().fromtarfile(archive)
         except tarfile.EOFHeaderError: raise  # the proper end: a block of zeros
-        except tarfile.HeaderError as error: raise tarfile.ReadError(f'{error} before the end') from None
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f'{error} before the end') from None
 
 def _tar_members(source):
-    opened = open(source, 'rb') if source.name.lower().endswith('.tar') else gzip.open(source, 'rb')
-    with opened as stream, tarfile.open(fileobj=stream, mode='r:', tarinfo=_StrictHeader) as archive:
+    opener = open if source.name.lower().endswith('.tar') else gzip.open
+    with (opener(source, 'rb') as stream,
+          tarfile.open(fileobj=stream, mode='r:', tarinfo=_StrictHeader) as archive):
         for item in archive:
-            if not (item.isreg() or item.isdir()) or item.issparse(): _refuse(source, item.name, 'a link or a device')
-            yield Member(item.name, item.size, item.isdir(), lambda item=item: archive.extractfile(item))
+            if not (item.isreg() or item.isdir()) or item.issparse():
+                _refuse(source, item.name, 'a link or a device')
+            yield Member(item.name, item.size, item.isdir(),
+                         lambda item=item: archive.extractfile(item))
         padding = stream.read(_LONGEST_PADDING)
-        if padding.strip(b'\0') or stream.read(1): raise tarfile.ReadError('something follows the end')
+        if padding.strip(b'\0') or stream.read(1):
+            raise tarfile.ReadError('something follows the end')
 
-# %% ../nbs/01b_unpacking.ipynb #47623427
+# %% ../nbs/01b_unpacking.ipynb #9b9fded6
 class Limits(NamedTuple):
     "What an archive may ask for"
-    files: int = 500_000
+    files: int = 500_000 # and folders
     bytes: int = 200 * 10**9
-    ratio: int = 100 # unpacked bytes for each byte of the archive; small archives may have `small` bytes
-    small: int = 10**8
+    ratio: int = 100 # unpacked bytes for each byte of the archive
+    small: int = 10**8 # bytes that any archive may have, whatever its ratio
     reserve: int = 10**8 # bytes that must stay free on the disk
 
 _CHUNK = 2**20  # bytes read at a time
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError,
-           RuntimeError, ValueError, OverflowError, struct.error)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError,
+           NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
 _LEAVINGS = {'__MACOSX', '.DS_Store', 'Thumbs.db', 'desktop.ini'}  # of archive tools and desktops
 
 def is_leaving(path:PurePosixPath) -> bool: return not _LEAVINGS.isdisjoint(path.parts)
@@ -142,35 +153,42 @@ def unpack(
 ) -> dict[str, tuple[int, str]]: # path in the folder -> bytes, SHA-256
     """Unpack, whole or not at all. Leavings of archive tools (`__MACOSX`) are left out.
 
-    Raises `FetchError` for unsafe, damaged or too large archives, a full disk, or a folder that exists."""
+    Raises `FetchError` for unsafe, damaged or too large archives, a full disk, or a folder that is
+    there already."""
     folder = Path(folder)
-    sources = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
-    if folder.exists(): raise FetchError(f"{folder} is there already: nothing is overwritten. Move it away, or choose another.")
+    if isinstance(sources, (str, Path)): sources = [sources]
+    if folder.exists():
+        raise FetchError(f"{folder} is there already: nothing is overwritten. Move it away, or "
+                         "choose another.")
     staging = folder.with_name(f'.{folder.name}.unpacking')
     shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed
     contents, taken, position = {}, {}, 'its beginning'
     try:
         staging.mkdir(parents=True)
-        for source in sources:
-            allowance = limits.bytes if source.is_dir() else min(limits.bytes, max(limits.small, limits.ratio * source.stat().st_size))
+        for source in map(Path, sources):
+            allowance = limits.bytes
+            if source.is_file():
+                allowance = min(allowance, max(limits.small, limits.ratio * source.stat().st_size))
             for member in members(source):
                 path, position = member_path(member.name), member.name
                 _claim(path, member.is_folder, taken)
-                if member.is_folder or is_leaving(path): continue
                 allowance -= member.bytes
-                _check_room(source, len(contents), allowance, member.bytes, staging, limits)
+                _check_room(source, len(taken), allowance, member.bytes, staging, limits)
+                if member.is_folder or is_leaving(path): continue
                 contents[path.as_posix()] = _write(member, staging/path)
         os.rename(staging, folder)
     except FetchError: raise
     except _DAMAGE as error:
-        raise FetchError(f"{source.name} is damaged at {position} ({error}): nothing was unpacked. Get it again.") from None
+        raise FetchError(f"{source.name} is damaged at {position} ({error}): nothing was unpacked. "
+                         "Get it again.") from None
     except OSError as error:
-        raise FetchError(f"Unpacking {position} failed ({error.strerror or error}): nothing was unpacked, what it was made "
-                         "from is untouched. Make room or check the disk, and call again.") from None
+        raise FetchError(f"Unpacking {position} failed ({error.strerror or error}): nothing was "
+                         "unpacked, what it was made from is untouched. Make room or check the "
+                         "disk; call again.") from None
     finally: shutil.rmtree(staging, ignore_errors=True)
     return contents
 
-# %% ../nbs/01b_unpacking.ipynb #d7fc148a
+# %% ../nbs/01b_unpacking.ipynb #0a362264
 def _claim(path, is_folder, taken):
     "Note the place of a member and of the folders above it; refuse a place that is taken"
     wanted = [(parent, True) for parent in reversed(path.parents)] + [(path, is_folder)]
@@ -178,18 +196,23 @@ def _claim(path, is_folder, taken):
         key = unicodedata.normalize('NFC', place.as_posix()).casefold()
         before = taken.setdefault(key, (place, kind, path))
         if before[:2] != (place, kind) or (not kind and before[2] is not path):
-            raise FetchError(f"The archive asks for {before[2].as_posix()!r} and {path.as_posix()!r}, which are one place "
-                             "on some systems: nothing was unpacked. Do not use the archive.")
+            raise FetchError(f"The archive asks for {before[2].as_posix()!r} and "
+                             f"{path.as_posix()!r}, which are one place on some systems: nothing "
+                             "was unpacked. Do not use the archive.")
 
-def _check_room(source, files, allowance, size, staging, limits):
-    if files >= limits.files: raise FetchError(f"{source.name} holds more than {limits.files:,} files: nothing was unpacked.")
+def _check_room(source, count, allowance, size, staging, limits):
+    if count > limits.files:
+        raise FetchError(f"{source.name} holds more than {limits.files:,} files and folders: "
+                         "nothing was unpacked.")
     if allowance < 0:
-        raise FetchError(f"{source.name} would fill far more room than a set of images of its size needs: nothing was "
-                         "unpacked. It may be made to fill the disk; do not use it.")
+        raise FetchError(f"{source.name} would fill far more room than a set of images of its size "
+                         "needs: nothing was unpacked. It may be made to fill the disk; do not use "
+                         "it.")
     free = shutil.disk_usage(staging).free
     if size + limits.reserve > free:
-        raise FetchError(f"{source.name} needs more room than the {free/1e9:.1f} GB that are free: nothing was unpacked, "
-                         "the archive is untouched. Make room and call again.")
+        raise FetchError(f"{source.name} needs more room than the {free/1e9:.1f} GB that are free: "
+                         "nothing was unpacked, the archive is untouched. Make room and call "
+                         "again.")
 
 def _write(member, target):
     "Copy one member, and return its size and digest"
@@ -201,14 +224,16 @@ def _write(member, target):
             if left < 0: break
             digest.update(chunk)
             file.write(chunk)
-    if left: raise EOFError(f'the archive says {member.bytes} bytes, and there are {"more" if left < 0 else "fewer"}')
+    if left:
+        raise EOFError(f'the archive says {member.bytes} bytes, and there are '
+                       f'{"more" if left < 0 else "fewer"}')
     return member.bytes, digest.hexdigest()
 
-# %% ../nbs/01b_unpacking.ipynb #1b6a7964
+# %% ../nbs/01b_unpacking.ipynb #28adbe63
 def manifest_file(
     folder:str|Path, # of a set
 ) -> Path:
-    "Where the manifest of a folder is: beside it, so that the folder holds the publisher's files only."
+    "Where the manifest of a folder is: beside it, and not among the publisher's files."
     folder = Path(folder)
     return folder.with_name(f'{folder.name}.manifest.json')
 
@@ -219,9 +244,10 @@ def write_manifest(
 ) -> Path: # the manifest
     "Note the size and digest of every file, and the day."
     file = manifest_file(folder)
-    text = json.dumps({**facts, 'first_seen': date.today().isoformat(),
-                       'files': {path: list(known) for path, known in sorted(contents.items())}}, indent=0)
-    write_atomically(file, lambda partial_file: Path(partial_file).write_text(text, encoding='utf-8'))
+    files = {path: list(known) for path, known in sorted(contents.items())}
+    manifest = {**facts, 'first_seen': date.today().isoformat(), 'files': files}
+    text = json.dumps(manifest, indent=0)
+    write_atomically(file, lambda partial: Path(partial).write_text(text, encoding='utf-8'))
     return file
 
 def read_manifest(
@@ -232,11 +258,13 @@ def read_manifest(
     if not file.exists(): return None
     try:
         manifest = json.loads(file.read_text(encoding='utf-8'))
-        manifest['files'] = {path: (int(size), str(digest)) for path, (size, digest) in manifest['files'].items()}
+        manifest['files'] = {path: (int(size), str(digest))
+                             for path, (size, digest) in manifest['files'].items()}
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FetchError(f"{file} cannot be read as a manifest ({type(error).__name__}: {error}): put back the right one, "
-                         "or remove it to trust the folder as it is now.") from None
+        raise FetchError(f"{file} cannot be read as a manifest ({type(error).__name__}: {error}): "
+                         "put back the right one, or remove it to trust the folder as it is "
+                         "now.") from None
 
 def folder_contents(
     folder:str|Path, # of a set
@@ -254,7 +282,7 @@ def folder_contents(
 def compare_contents(
     expected:dict[str, tuple[int, str]], # path -> bytes, digest; '' for a digest that is not known
     found:dict[str, tuple[int, str]], # the same
-) -> pd.DataFrame: # one row per file that differs: what (missing, changed, added), bytes expected and found
+) -> pd.DataFrame: # one row per file that differs: missing, changed or added; bytes then and now
     "What changed between two states of a folder; no rows where nothing did."
     def differ(path):
         (size, digest), (size_now, digest_now) = expected[path], found[path]
@@ -262,17 +290,20 @@ def compare_contents(
     what = {**{path: 'missing' for path in expected.keys() - found.keys()},
             **{path: 'added' for path in found.keys() - expected.keys()},
             **{path: 'changed' for path in expected.keys() & found.keys() if differ(path)}}
-    rows = [(path, what[path], expected.get(path, (pd.NA,))[0], found.get(path, (pd.NA,))[0]) for path in sorted(what)]
+    rows = [(path, what[path], expected.get(path, (pd.NA,))[0], found.get(path, (pd.NA,))[0])
+            for path in sorted(what)]
     return pd.DataFrame(rows, columns=['file', 'what', 'bytes_expected', 'bytes_found'])
 
 def verify(
     folder:str|Path, # of a set with a manifest beside it
     digests:bool=True, # read every byte; otherwise compare names and sizes only
 ) -> pd.DataFrame: # one row per file that differs; no rows where all is as first seen
-    "Hold a folder against its manifest. Raises `FetchError` where there is no folder or no manifest."
-    if not Path(folder).is_dir(): raise FetchError(f"There is no folder {folder}: fetch the set first.")
+    "Hold a folder against its manifest. Raises `FetchError` where one of the two is missing."
+    if not Path(folder).is_dir():
+        raise FetchError(f"There is no folder {folder}: fetch the set first.")
     manifest = read_manifest(folder)
     if manifest is None:
-        raise FetchError(f"There is no {manifest_file(folder).name} beside {folder}: fetch the set, or take the folder as it "
-                         "is with `fetch(name, folder, from_path=folder)`.")
+        raise FetchError(f"There is no {manifest_file(folder).name} beside {folder}: fetch the "
+                         "set, or take the folder as it is with `fetch(name, folder, "
+                         "from_path=folder)`.")
     return compare_contents(manifest['files'], folder_contents(folder, digests))
