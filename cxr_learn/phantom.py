@@ -29,7 +29,7 @@ from cxr_learn.planning import (
 )
 from .sources import SOURCES, add_shortcut, dress, near_copy
 
-# %% ../nbs/00d_phantom.ipynb #c168bac7
+# %% ../nbs/00d_phantom.ipynb #7ec53b68
 BATCH, CHUNK = 4, 64    # images simulated at a time, to fit the processor's cache; images held
 
 class Phantoms(NamedTuple):
@@ -40,11 +40,11 @@ class Phantoms(NamedTuple):
 
 def describe(p, ratio):
     "What was drawn for n images, as the table tells it"
-    number = {name: getattr(p, name).flatten().numpy() for name in (
+    number = {name: getattr(p, name).flatten().double().numpy() for name in (
         'age', 'male', 'habitus', 'dose', 'rotation', 'inspiration')}
     return pd.DataFrame(dict(
         age=number['age'].astype(int), sex=np.where(number['male']<.5, 'F', 'M'),
-        cardiothoracic_ratio=ratio.flatten().numpy(), habitus=number['habitus'],
+        cardiothoracic_ratio=ratio.double().numpy(), habitus=number['habitus'],
         exposure=10**number['dose'], rotation=number['rotation']*180/pi,
         inspiration=number['inspiration'])).round(3)
 
@@ -66,7 +66,7 @@ def expose(plan, has, size, seed):
             seen[some,NAMES.index(name)] = visibility(p, exponent, change)
         severity[some] = p.chances[:,:len(NAMES),CHANCES.index('severity')]*present[some]
         facts.append(describe(p, drawn.ratio))
-    per_finding = {f'{name}_{finding}': values[:,NAMES.index(finding)].numpy().round(3)
+    per_finding = {f'{name}_{finding}': values[:,NAMES.index(finding)].double().numpy().round(3)
                    for name, values in (('severity', severity), ('visibility', seen))
                    for finding in has}
     facts = pd.concat(facts, ignore_index=True).assign(**per_finding)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .beam import generator
 
-# %% ../nbs/00b_sources.ipynb #5e17e1eb
+# %% ../nbs/00b_sources.ipynb #e858b97a
 LETTERS = dict(L='1000 1000 1000 1000 1111', R='1110 1001 1110 1010 1001', P='1110 1001 1110 1000 1000')
 
 def letter(
@@ -33,7 +33,8 @@ def write(images, ink, row, column, grey):
     "Draw `ink` in `grey` on each of `images` `(n,size,size)`, its corner at a share of the side"
     height, width = ink.shape
     for image, y, x in zip(images, row, column):
-        y, x = (round(float(at)*len(image)) for at in (y, x))
+        y = min(round(float(y)*len(image)), len(image)-height)
+        x = min(round(float(x)*len(image)), len(image)-width)
         part = image[y:y+height, x:x+width]
         part[:] = (part+ink*(grey-part.float())).round().to(torch.uint8)
 
