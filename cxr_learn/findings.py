@@ -7,7 +7,7 @@ __all__ = ['FINDINGS', 'NAMES', 'DEMO_FINDINGS', 'IN_LUNG', 'RESHAPE', 'SOFT_FOR
            'POWER', 'SLOPE', 'LOWEST', 'Change', 'side_of', 'consolidation', 'pneumonia', 'infiltration',
            'interstitial', 'ground_glass', 'edema', 'fibrosis', 'emphysema', 'ball', 'mass', 'nodule', 'hernia',
            'effusion', 'pneumothorax', 'pleural_thickening', 'atelectasis', 'enlarge_heart', 'pull_organs', 'inflate',
-           'shrink', 'congest', 'how', 'pick', 'Drawn', 'rearrange', 'infiltrate', 'draw', 'noise_power', 'visibility']
+           'shrink', 'congest', 'how', 'Part', 'Drawn', 'rearrange', 'infiltrate', 'draw', 'noise_power', 'visibility']
 
 # %% ../nbs/00a_findings.ipynb #84f83704
 from functools import cache
@@ -66,7 +66,7 @@ class Change(NamedTuple):
 
 def side_of(how): return torch.where(how.side<.5, -1., 1.)    # -1 is the patient's right
 
-# %% ../nbs/00a_findings.ipynb #db7cf5b5
+# %% ../nbs/00a_findings.ipynb #5e63fad8
 def consolidation(p, at, how):
     "Most of the air of one lobe replaced, up to a fissure where the lobe has one in this view"
     right = (how.side<.55).float()
@@ -80,7 +80,7 @@ def consolidation(p, at, how):
     dy = at.v-.32*upper-.64*middle-.82*lower
     patch = edge(.2+.26*how.extent-root((dx/1.5)**2+dy**2)+.05*at.texture(0), .035)
     share = lobe*patch*(side*at.x>0)
-    return Change(share*(.2+.6*how.severity)*(1+.08*at.texture(1)).clamp(max=1.15), share>.15)
+    return Change(share*(.17+.56*how.severity)*(1+.08*at.texture(1)).clamp(max=1.15), share>.15)
 
 def pneumonia(p, at, how):
     "A patchy segment of consolidation without a border, crossed by bronchi that still hold air"
@@ -104,27 +104,27 @@ def infiltration(p, at, how):
     cloud = cloud.clamp(max=1)*(1+.4*at.texture(1)+.25*at.texture(0)).clamp(min=.1)
     return Change(((.1+.25*how.severity)*cloud).clamp(max=.9), cloud>.02)
 
-# %% ../nbs/00a_findings.ipynb #2dbf150b
+# %% ../nbs/00a_findings.ipynb #04e75088
 def interstitial(p, at, how):
     "A net of lines where a random texture crosses zero, with a few dots, denser at the base"
     zone = edge(at.v-.15-.35*(1-how.extent)*how.height, .12)*(.55+.45*at.v.clamp(0,1))
     zone = zone*(1+.35*at.texture(0)).clamp(min=.2)
     lines, dots = torch.exp(-(at.texture(2)/.35)**2), (at.texture(2)-1.2).clamp(min=0)
-    return Change((.05+.24*how.severity)*zone*(.9*lines+.25*dots+.18), zone>.15)
+    return Change((.045+.2*how.severity)*zone*(.9*lines+.25*dots+.18), zone>.15)
 
 def ground_glass(p, at, how):
     "Part of the air replaced, in patches along the outer wall of both lungs"
     zone = edge(at.lateral-.62+.12*at.texture(0), .07)*edge(at.v-.5+.45*how.extent, .08)
     patches = .35+.65*edge(at.texture(1)+.3+.8*how.extent, .35)
     zone = zone*patches*(1-.5*how.across*(at.x>0))                # rarely the same on both sides
-    return Change((.1+.35*how.severity)*zone, zone>.08)
+    return Change((.09+.3*how.severity)*zone, zone>.08)
 
 def edema(p, at, how):
     "Haze around both hila, and short level lines where the septa meet the wall"
     dx, dy = at.lateral-.34, (at.v-.48)/1.3
     haze = torch.exp(-(dx**2+dy**2)/(.03+.04*how.extent))*(1+.25*at.texture(1)+.15*at.texture(0))
     rim = ramp(at.lateral-.8, .12)*ramp(at.v-.6, .2)
-    kerley = rim*ridge((at.y/.55+.3*at.texture(0))%1-.5, .22)
+    kerley = rim*(.2+.8*ridge((at.y/.55+.3*at.texture(0))%1-.5, .22))
     share = (.12+.4*how.severity)*(haze.clamp(min=0)+.5*kerley)
     return Change(share.clamp(max=.9), (haze>.04)|(rim>.1))
 
@@ -233,7 +233,7 @@ def congest(p, how):
 RESHAPE = dict(cardiomegaly=enlarge_heart, atelectasis=pull_organs, emphysema=inflate,
                fibrosis=shrink, edema=congest)
 
-# %% ../nbs/00a_findings.ipynb #3aecb318
+# %% ../nbs/00a_findings.ipynb #52488a1c
 SOFT_FOR_LUNG = ATTENUATION['soft']-ATTENUATION['lung']    # added per cm of lung replaced
 GAS_FOR_SOFT = ATTENUATION['air']-ATTENUATION['soft']
 MOVED, UNSEEN = .02, .005    # changes of the exponent that count as an organ moved, as nothing
@@ -243,11 +243,14 @@ def how(p, finding):
     return SimpleNamespace(**{name: p.chances[:,NAMES.index(finding),i,None,None]
                               for i, name in enumerate(CHANCES)})
 
-def pick(space, which):
-    "Some images of a namespace of tensors and lists of them"
-    take = lambda value: value[which] if torch.is_tensor(value) else [one[which] for one in value]
-    return SimpleNamespace(**{name: take(value) for name, value in vars(space).items()
-                              if name!='random'})
+class Part:
+    "Some images of a namespace of tensors, each tensor taken when it is first asked for"
+    def __init__(self, whole, which): self.whole, self.which = whole, which
+    def __getattr__(self, name):
+        value = getattr(self.whole, name)
+        part = value[self.which] if torch.is_tensor(value) else [one[self.which] for one in value]
+        setattr(self, name, part)
+        return part
 
 class Drawn(NamedTuple):
     "What the rays of n images meet"
@@ -262,16 +265,16 @@ def rearrange(p, at, which, finding):
         new = getattr(p, name).clone()
         new[which] = value[which]
         setattr(p, name, new)
-    moved = lung_space(pick(p, which), at.x.shape[-1])
+    moved = lung_space(Part(p, which), at.x.shape[-1])
     change = SOFT_FOR_LUNG*(at.lung[which]-moved.lung)+GAS_FOR_SOFT*(moved.gas-at.gas[which])
     for name, value in vars(moved).items(): getattr(at, name)[which] = value
     return change
 
 def infiltrate(p, at, which, finding):
     "Let a finding take its share of the lungs of the images `which`; return change and region"
-    here, q = pick(at, which), pick(p, which)
-    here.texture = lambda number: grain(q, number, at.x.shape[-1])
-    change = IN_LUNG[finding](q, here, how(q, finding))
+    here, patients = Part(at, which), Part(p, which)
+    here.texture = lambda number: grain(patients, number, at.x.shape[-1])
+    change = IN_LUNG[finding](patients, here, how(patients, finding))
     beside = 1. if finding=='hernia' else here.beside        # most stay out of the middle
     lost, gas = change.lost*beside*here.kept, change.air*beside
     at.kept[which] = here.kept-lost
@@ -308,7 +311,7 @@ def draw(
     changes = {name: p.growth*change for name, change in changes.items()}
     return Drawn(compose(p, at, at.kept, at.air), masks|regions, changes, p.ratio.flatten())
 
-# %% ../nbs/00a_findings.ipynb #f1214034
+# %% ../nbs/00a_findings.ipynb #9306077f
 # Noise power of the normal chest, cm2 at f cycles per cm: POWER/f**SLOPE, level below LOWEST.
 POWER, SLOPE, LOWEST = 4e-4, 3.5, .1
 
@@ -332,7 +335,7 @@ def visibility(
     not the chest behind it. One who only averages inside the mask sees less. In both cases the
     area under the ROC curve is Phi(d'/sqrt(2))."""
     which = change.flatten(1).any(1).nonzero()[:,0]          # for the others d' is 0
-    some = SimpleNamespace(scatter=p.scatter[which], dose=p.dose[which])
+    some = Part(p, which)
     exponent, size, pixel = exponent[which], exponent.shape[-1], FIELD/exponent.shape[-1]
     light = transmit(some, exponent)
     signal = torch.fft.fft2(change[which]*(torch.exp(-exponent)/light).clamp(max=1))
