@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENT', 'CHILD', 'POSE', 'AP', 'VIEWS', 'MAIN_VESSELS', 'LEVELS', 'GRAINS', 'MOST', 'CHANCES', 'VERTEBRA', 'STRIPS',
-           'THICK', 'DENSITY', 'draw_image', 'stack', 'grain', 'body_coordinates', 'cage', 'upper_arm', 'body', 'heart',
-           'aorta', 'mediastinum', 'diaphragm', 'hila', 'airways', 'gas', 'ribs', 'spine', 'skeleton', 'splat',
+           'THICK', 'DENSITY', 'draw_image', 'stack', 'grain', 'body_coordinates', 'cage', 'chin', 'upper_arm', 'body',
+           'heart', 'aorta', 'mediastinum', 'diaphragm', 'hila', 'airways', 'gas', 'ribs', 'spine', 'skeleton', 'splat',
            'vessels', 'lung_space', 'outlines', 'compose']
 
 # %% ../nbs/00_chest.ipynb #49d1d107
@@ -91,7 +91,7 @@ def stack(draws):
     p.upper_vessels = torch.ones_like(p.age)
     return p
 
-# %% ../nbs/00_chest.ipynb #e6459920
+# %% ../nbs/00_chest.ipynb #bd849795
 def grain(p, which, size):
     "One of the patient's random textures, with a standard deviation near 1"
     return 1.5*smooth(p.textures[which], size)
@@ -110,6 +110,7 @@ def cage(p, y):
     widening = rise((y-p.apex)/(.8*p.lung_height))
     return 3+(p.chest_width-3)*widening**1.3, p.chest_depth*widening**.8
 
+def chin(p, x, y): return p.child*inside_ellipse(x, y, 8*p.rotation, -1.5, 6.2, 6)
 def upper_arm(p, y): return 18.2-p.child+(y-8)*(.25+.9*p.arm-.3*p.ap)
 
 def body(p, x, y):
@@ -126,8 +127,8 @@ def body(p, x, y):
     breast = breast*(1+.35*((y-level)/4).clamp(-1,1))
     arm = (4.3+.8*p.habitus-1.6*p.child)*disc(ax-upper_arm(p, y), 4.3-1.6*p.child)*ramp(y-9, 3)
     whole = torch.maximum(torch.maximum(trunk, neck), torch.maximum(shoulder, arm))
-    chin = p.child*7.5*ellipsoid(x, y, 8*p.rotation, -1.5, 6.2, 6)
-    return 2*torch.maximum(whole, chin)+p.breast_size*breast
+    if p.child.any(): whole = torch.maximum(whole, 7.5*root(chin(p, x, y)))
+    return 2*whole+p.breast_size*breast
 
 # %% ../nbs/00_chest.ipynb #817ba429
 def heart(p, x, y):
@@ -210,7 +211,7 @@ def ribs(p, x, y):
         bones = bones+bone*inner
     return 2*p.rib_bone*bones
 
-# %% ../nbs/00_chest.ipynb #56d0fdb0
+# %% ../nbs/00_chest.ipynb #e4c77d02
 VERTEBRA = 2.35    # cm from disc to disc
 
 def spine(p, x, y):
@@ -239,9 +240,9 @@ def skeleton(p, x, y):
     blade = blade*ramp(ax-inner, .5)*ramp(outer-ax, .5)*edge(v, .03)*edge(1-v, .03)
     head = ellipsoid(ax, y, 18.3-p.child, 8.6, 2.3, 2.5)
     shaft = tube(ax-upper_arm(p, y), 1.15)*ramp(y-9.5, 1.5)
-    chin = p.child*inside_ellipse(x, y, 8*p.rotation, -1.5, 5, 5.6).clamp(0, .45)
     bone = 1.5*spine(p, x, y)+2.2*clavicle+(1.3+.6*p.ap)*blade+1.6*torch.maximum(head, shaft)
-    return (1-.35*p.old)*(bone+4*chin)
+    if p.child.any(): bone = bone+4*(chin(p, x, y)-.2).clamp(0, .45)
+    return (1-.35*p.old)*bone
 
 # %% ../nbs/00_chest.ipynb #b4718c05
 # Where pieces lie across a thick tube, in radii, and each one's share of the volume
@@ -292,7 +293,7 @@ def vessels(p, size):
         length, radius = length*(.62+.35*new[...,1]), radius*share**(1/3)
     return splat(p, *(torch.cat(v, 1) for v in zip(*pieces)), size)
 
-# %% ../nbs/00_chest.ipynb #ef6f1b39
+# %% ../nbs/00_chest.ipynb #24a79c6f
 def lung_space(p, size):
     "Coordinates, lung thickness and outlines of a chest without vessels or bones"
     x, y = body_coordinates(p, size)
@@ -324,7 +325,7 @@ def compose(
     vessel = torch.minimum(vessels(p, size)*at.lung/at.inside.clamp(min=.5), at.lung)
     lung, air = (at.lung-vessel)*kept, at.gas+air
     whole = body(p, x, y)*(1+.012*grain(p, 1, size))
-    bone = (ribs(p, x, y)+skeleton(p, x, y))*(whole>0)
+    bone = torch.minimum(ribs(p, x, y)+skeleton(p, x, y), whole)
     soft = (whole-air-lung-bone).clamp(min=0)
     thickness = dict(air=air, lung=lung, soft=soft, bone=bone)
     return {material: p.growth*cm for material, cm in thickness.items()}
