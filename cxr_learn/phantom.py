@@ -29,8 +29,8 @@ from cxr_learn.planning import (
 )
 from .sources import SOURCES, add_shortcut, dress, near_copy
 
-# %% ../nbs/00d_phantom.ipynb #7ec53b68
-BATCH, CHUNK = 4, 64    # images simulated at a time, to fit the processor's cache; images held
+# %% ../nbs/00d_phantom.ipynb #a9186368
+BATCH, CHUNK = 16, 64    # images simulated at a time, to fit the processor's cache; images held
 
 class Phantoms(NamedTuple):
     "A cohort in memory"
@@ -55,7 +55,8 @@ def expose(plan, has, size, seed):
     present = torch.tensor(has.reindex(columns=NAMES, fill_value=False).to_numpy(dtype=bool))
     seen, severity, facts = torch.zeros(present.shape), torch.zeros(present.shape), []
     rows = list(plan[['patient', 'image', 'child', 'view']].itertuples(index=False))
-    for some in torch.arange(len(plan)).split(BATCH):
+    alike = torch.from_numpy(np.argsort(joined(has), kind='stable'))    # a finding drawn once
+    for some in alike.split(BATCH):
         p = stack([draw_image(seed, rows[i].patient, rows[i].image, child=rows[i].child,
                               view=rows[i].view) for i in some])
         drawn = draw(p, present[some], size)
@@ -65,12 +66,12 @@ def expose(plan, has, size, seed):
         for name, change in drawn.changes.items():
             seen[some,NAMES.index(name)] = visibility(p, exponent, change)
         severity[some] = p.chances[:,:len(NAMES),CHANCES.index('severity')]*present[some]
-        facts.append(describe(p, drawn.ratio))
+        facts.append(describe(p, drawn.ratio).set_axis(plan.index[some.numpy()]))
     per_finding = {f'{name}_{finding}': values[:,NAMES.index(finding)].double().numpy().round(3)
                    for name, values in (('severity', severity), ('visibility', seen))
                    for finding in has}
-    facts = pd.concat(facts, ignore_index=True).assign(**per_finding)
-    return images, masks, facts.set_index(plan.index)
+    facts = pd.concat(facts).loc[plan.index].assign(**per_finding)
+    return images, masks, facts
 
 def simulate(
     plan:pd.DataFrame, # from `plan_cohort`
@@ -78,7 +79,7 @@ def simulate(
     size:int, # side of the images, pixels
     seed:int, # of the cohort
     shortcut:str|None, # one of `SHORTCUTS`, for the rows that carry it
-) -> Iterator[tuple]: # rows, their images, masks and facts, `CHUNK` originals at a time, then their copies
+) -> Iterator[tuple]: # rows, their images, masks and facts: some originals, then their copies
     "Draw the images of a plan, in pieces that fit into memory"
     originals = plan.index if 'copy_of' not in plan else plan.index[plan.copy_of.isna()]
     for start in range(0, len(originals), CHUNK):
@@ -109,8 +110,8 @@ def tabulate(
     has:pd.DataFrame, # who truly has what, row by row
     told:pd.DataFrame, # what the labels say
     k:Knobs, # a column is there only where its knob is turned
-) -> pd.DataFrame: # the cohort's table: what a collection would tell, what was drawn, what was planted
-    "One row per image"
+) -> pd.DataFrame: # one row per image
+    "The cohort's table: what a collection would tell, what was drawn, what was planted"
     table = plan[['image_id', 'patient_id']].assign(label=joined(told), **facts[['age', 'sex']])
     table = table.assign(**plan[['view', 'source']+['split']*('split' in plan)])
     facts = facts.drop(columns=['age', 'sex'])

@@ -145,7 +145,7 @@ def mislabel(has, findings, seed, k):
             told[row] = has.columns==others[pick%len(others)]
     return pd.DataFrame(told, columns=has.columns)
 
-# %% ../nbs/00c_planning.ipynb #d55dcae8
+# %% ../nbs/00c_planning.ipynb #bad7ec2d
 def add_copies(plan, patients, seed, k):
     "Append exact and near copies to a plan, each under a new patient id"
     exact = plan[chosen('duplicates', k.duplicates, len(plan), seed)].assign(copy_kind='exact')
@@ -181,7 +181,8 @@ def plan_cohort(
         patient=patient, image=image, image_id=[f'P{p:04d}_{i}' for p, i in zip(patient, image)],
         patient_id=[f'P{p:04d}' for p in patient], source='phantom',
         child=chosen('children', k.children, patients, seed)[patient],
-        view=np.where(chosen('anteroposterior', k.anteroposterior, len(patient), seed), 'AP', 'PA')))
+        view=np.where(chosen('anteroposterior', k.anteroposterior, len(patient), seed),
+                      'AP', 'PA')))
     if k.official_test:
         plan['split'] = np.where(tested[patient]&~(both[patient]&(image>1)), 'test', 'train')
     has = deal_findings(order, findings, seed, k)

@@ -6,7 +6,7 @@
 __all__ = ['LETTERS', 'SOURCES', 'SHORTCUTS', 'NEAR_COPIES', 'letter', 'write', 'Source', 'bend', 'dress', 'frame',
            'add_shortcut', 'near_copy']
 
-# %% ../nbs/00b_sources.ipynb #fb0cc3b1
+# %% ../nbs/00b_sources.ipynb #8ab491d6
 from io import BytesIO
 from typing import NamedTuple
 
@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .beam import generator
-
-# %% ../nbs/00b_sources.ipynb #e858b97a
-LETTERS = dict(L='1000 1000 1000 1000 1111', R='1110 1001 1110 1010 1001', P='1110 1001 1110 1000 1000')
+# %% ../nbs/00b_sources.ipynb #f7fcd8c4
+LETTERS = dict(L='1000 1000 1000 1000 1111', R='1110 1001 1110 1010 1001',
+               P='1110 1001 1110 1000 1000')
 
 def letter(
     name:str, # one of `LETTERS`
@@ -38,7 +37,7 @@ def write(images, ink, row, column, grey):
         part = image[y:y+height, x:x+width]
         part[:] = (part+ink*(grey-part.float())).round().to(torch.uint8)
 
-# %% ../nbs/00b_sources.ipynb #e4bd1c3a
+# %% ../nbs/00b_sources.ipynb #5294d342
 class Source(NamedTuple):
     "What one hospital does to every picture; the defaults do nothing"
     curve: float = 1.                     # grey in [0,1] is raised to this power: above 1 is darker
@@ -53,7 +52,8 @@ class Source(NamedTuple):
 
 SOURCES = {
     'phantom-A': Source(letter='L', place=(.05,.88)),
-    'phantom-B': Source(curve=1.3, black=12, letter='R', place=(.12,.05), margin=(.01,.05), detail=.8),
+    'phantom-B': Source(curve=1.3, black=12, letter='R', place=(.12,.05),
+                        margin=(.01,.05), detail=.8),
     'phantom-C': Source(curve=.8, white=235, letter='L', place=(.85,.9), margin=(.0,.03),
                         margin_grey=255, grain=4),
     'phantom-D': Source(curve=1.1, black=25, white=225, detail=.5, grain=2),
@@ -69,11 +69,13 @@ def dress(
     "Give images the look of a source: detail, grey curve, grain, margins, letter"
     n, size = images.shape[:2]
     if source.detail<1:
-        small = F.interpolate(images[:,None].float(), scale_factor=source.detail, mode='bilinear', antialias=True)
+        small = F.interpolate(images[:,None].float(), scale_factor=source.detail,
+                              mode='bilinear', antialias=True)
         images = F.interpolate(small, (size,size), mode='bilinear').round()[:,0].to(torch.uint8)
     film = source.black+(source.white-source.black)*bend(images, source.curve)
     chance = torch.stack([torch.rand(6, generator=one) for one in random])
-    if source.grain: film += source.grain*torch.stack([torch.randn(size, size, generator=one) for one in random])
+    if source.grain:
+        film += source.grain*torch.stack([torch.randn(size, size, generator=one) for one in random])
     film = film.round().clamp(0,255).to(torch.uint8)
     low, high = source.margin
     if high: film = frame(film, low+(high-low)*chance[:,:4], source.margin_grey)
@@ -83,7 +85,7 @@ def dress(
     return film
 
 def frame(images, widths, grey):
-    "Cover the four edges (top, bottom, left, right) of each image by `widths` `(n,4)`, shares of the side"
+    "Cover the edges (top, bottom, left, right) of images by `widths` `(n,4)`, shares of the side"
     size = images.shape[-1]
     at = (torch.arange(size)+.5)/size
     top, bottom, left, right = widths.T[:,:,None]
