@@ -104,7 +104,7 @@ def infiltration(p, at, how):
     cloud = cloud.clamp(max=1)*(1+.4*at.texture(1)+.25*at.texture(0)).clamp(min=.1)
     return Change(((.1+.25*how.severity)*cloud).clamp(max=.9), cloud>.02)
 
-# %% ../nbs/00a_findings.ipynb #04e75088
+# %% ../nbs/00a_findings.ipynb #1e71509d
 def interstitial(p, at, how):
     "A net of lines where a random texture crosses zero, with a few dots, denser at the base"
     zone = edge(at.v-.15-.35*(1-how.extent)*how.height, .12)*(.55+.45*at.v.clamp(0,1))
@@ -137,7 +137,7 @@ def fibrosis(p, at, how):
 def emphysema(p, at, how):
     "Air in place of lung tissue, unevenly"
     share = (.12+.4*how.severity)*(1+.25*at.texture(0)+.2*at.texture(1)).clamp(.3, 1.6)
-    return Change(share, at.lung>.3, share*at.lung)
+    return Change(share, at.lung>.3, share*at.lung*at.kept)    # where there is lung left
 
 # %% ../nbs/00a_findings.ipynb #54d2fce0
 def ball(p, at, how, radius, bumps=0.):
