@@ -67,9 +67,9 @@ def surface_features(
     return {'file': pd.get_dummies(pd.DataFrame(facts), columns=['format', 'mode'], dtype=float),
             'border': pd.DataFrame(borders), 'histogram': pd.DataFrame(histograms)}
 
-# %% ../nbs/05a_guessing.ipynb #fbc8873b
+# %% ../nbs/05a_guessing.ipynb #273c969f
 FOLDS = 5
-TREES = 200
+TREES = 100
 LEAF = 3  # fewest images in a leaf
 
 def _out_of_fold(features, target, patients, seed):
