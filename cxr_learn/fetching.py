@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARRIERS', 'ask_on_terminal', 'from_kaggle', 'from_huggingface', 'find_layout', 'fetch']
 
-# %% ../nbs/02_fetching.ipynb #c3d7ec96
+# %% ../nbs/02_fetching.ipynb #bc950014
 import os
 import shutil
 import sys
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from .cards import Card, find_card, size_in_words
 from .downloading import differs, download
 from .unpacking import (FetchError, compare_contents, folder_contents, is_archive,
-                                 manifest_file, read_manifest, unpack, verify, write_manifest)
+                                 manifest_file, read_manifest, unpack, write_manifest)
 
 # %% ../nbs/02_fetching.ipynb #b968c890
 def ask_on_terminal(
@@ -138,7 +138,7 @@ def fetch(
 
 def _beside(folder, what): return folder.with_name(f'.{folder.name}.{what}')
 
-# %% ../nbs/02_fetching.ipynb #12868b4f
+# %% ../nbs/02_fetching.ipynb #7dd8caef
 def _known_home(card, home, parts):
     "The home and the parts that are meant"
     if home not in card.homes:
@@ -172,8 +172,9 @@ def _ready(card, folder, parts, from_path, say):
     else:
         write_manifest(folder, contents, set=card.name, release='a copy of the reader',
                        home=folder.name)
-    say(f'{card.name} in {folder} is taken as it is: {len(contents)} files, ' +
-        ('as first seen' if manifest else f'noted in {manifest_file(folder).name}'))
+    say(f'{card.name} is there already in {folder}: {len(contents)} files, '
+        + (f'{"all" if adopt else "names and sizes"} as first seen' if manifest
+           else f'taken as they are and noted in {manifest_file(folder).name}'))
     return root
 
 # %% ../nbs/02_fetching.ipynb #d92371c0

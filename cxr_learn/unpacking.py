@@ -51,7 +51,7 @@ def member_path(
     raise FetchError(f"The archive asks for {name!r}, which {why}: it is not safe to unpack. Do "
                      "not use it; tell its publisher.")
 
-# %% ../nbs/01b_unpacking.ipynb #daeddf06
+# %% ../nbs/01b_unpacking.ipynb #c38c8c3d
 class Member(NamedTuple):
     "Something an archive asks for"
     name: str
@@ -77,6 +77,8 @@ def _refuse(source, name, what):
 
 def _zip_members(source):
     with zipfile.ZipFile(source) as archive:
+        if len(archive.infolist()) % 2**16 != _count_at_the_end(source):
+            raise zipfile.BadZipFile('its end counts other members than its list')
         for item in archive.infolist():
             kind = stat.S_IFMT(item.external_attr >> 16)  # set where the archive was made on Unix
             if item.flag_bits & 1: _refuse(source, item.filename, 'locked by a password')
@@ -85,6 +87,17 @@ def _zip_members(source):
             # `filename` ends at a zero byte; `orig_filename` is what the archive really says
             yield Member(item.orig_filename, item.file_size, item.is_dir(),
                          lambda item=item: archive.open(item))
+
+def _count_at_the_end(source):
+    "How many members the last record of a zip says there are, modulo 65,536 as it is written there"
+    with open(source, 'rb') as file:
+        file.seek(max(0, source.stat().st_size - 2**16 - 22))  # the record and the longest comment
+        tail = file.read()
+    end = tail.rfind(b'PK\5\6')
+    count = int.from_bytes(tail[end + 10:end + 12], 'little')
+    large = tail.rfind(b'PK\6\6', 0, end)  # the record of a zip of more members or more bytes
+    if count < 2**16 - 1 or large < 0: return count
+    return int.from_bytes(tail[large + 32:large + 40], 'little') % 2**16
 
 def _folder_members(source):
     for folder, names, files in os.walk(source):
