@@ -6,7 +6,7 @@
 __all__ = ['BLURS', 'ORANGE', 'pairs_won', 'mean_by_patient', 'observer_auc', 'drawn_twice', 'evidence', 'reader_scores',
            'reader_auc', 'draw_one', 'outlined', 'phantom_widget']
 
-# %% ../nbs/00e_observer.ipynb #6250dce6
+# %% ../nbs/00e_observer.ipynb #cf07783a
 from io import BytesIO
 
 import ipywidgets as widgets
@@ -24,7 +24,7 @@ from .beam import attenuation, detect, develop, generator, stamp
 from .chest import CHANCES, VIEWS, draw_image, stack
 from .findings import NAMES, draw, visibility
 from .phantom import Phantoms, make_phantoms
-from .sources import SHORTCUTS, SOURCES, Source, add_shortcut, dress
+from .sources import SOURCES, Source, add_shortcut, dress
 
 # %% ../nbs/00e_observer.ipynb #52188f6c
 def pairs_won(
@@ -70,7 +70,7 @@ def observer_auc(
     patients = table.get('true_patient_id', table.patient_id)[has].to_numpy()
     return mean_by_patient(won, patients, resamples, seed)
 
-# %% ../nbs/00e_observer.ipynb #9182d136
+# %% ../nbs/00e_observer.ipynb #bf3a0b3e
 BLURS = 1, 3, 5, 9, 17, 33    # side of the square over which grey is averaged, pixels at 128 px
 
 def drawn_twice(
@@ -99,7 +99,8 @@ def evidence(images, mask, lungs):
     mean = lambda what, where: (what*where).sum((1,2,3))/where.sum((1,2,3)).clamp(min=1)
     def blur(width):
         half = round(scale*(width-1)/2)
-        return F.avg_pool2d(F.pad(images, (half,)*4, mode='replicate'), 2*half+1, 1)
+        rows = F.avg_pool2d(F.pad(images, (half,)*4, mode='replicate'), (2*half+1,1), 1)
+        return F.avg_pool2d(rows, (1,2*half+1), 1)
     rim = round(4*scale)
     regions = mask, grow(mask, rim)-mask, mask.flip(3), lungs*(1-grow(mask, rim//2))
     blurred = [blur(width) for width in BLURS]
@@ -137,7 +138,7 @@ def reader_auc(
     won = (ill[:,None]>well).double()+.5*(ill[:,None]==well)
     return mean_by_patient(won, scores.index.to_numpy())
 
-# %% ../nbs/00e_observer.ipynb #37cb0cba
+# %% ../nbs/00e_observer.ipynb #8b2200ab
 def draw_one(
     findings:tuple[str,...]=(), # names in `FINDINGS`, any combination
     severity:float=.5, # of each of them, from 0 to 1
@@ -157,9 +158,10 @@ def draw_one(
     film = develop(p, detect(p, exponent))
     film = dress(film, SOURCES.get(source, Source()), [generator('panel', patient)])
     if shortcut!='none': film = add_shortcut(film, shortcut)
-    masks = [mask[0] for name, mask in drawn.masks.items() if name in findings]
+    region = torch.zeros(size, size, dtype=torch.bool)
+    for name in findings: region |= drawn.masks[name][0]
     seen = {name: visibility(p, exponent, change).item() for name, change in drawn.changes.items()}
-    return stamp(film)[0], torch.stack([torch.zeros(size, size, dtype=torch.bool), *masks]).any(0), seen
+    return stamp(film)[0], region, seen
 
 ORANGE = 230, 159, 0
 
@@ -184,14 +186,16 @@ def phantom_widget(
     knobs = dict(
         findings=findings, severity=widgets.FloatSlider(.6, min=0, max=1, step=.05),
         patient=widgets.IntSlider(1, min=0, max=99), child=widgets.Checkbox(),
-        view=widgets.ToggleButtons(options=VIEWS), dose=widgets.FloatSlider(.5, min=0, max=1, step=.05),
+        view=widgets.ToggleButtons(options=VIEWS),
+        dose=widgets.FloatSlider(.5, min=0, max=1, step=.05),
         source=widgets.Dropdown(options=['phantom', *SOURCES]),
-        shortcut=widgets.Dropdown(options=['none', *(kind for kind in SHORTCUTS if kind!='source')]))
+        shortcut=widgets.Dropdown(options=['none', 'marker', 'border', 'exposure']))
     outline = widgets.Checkbox(True, description='outline')
     for name, knob in knobs.items(): knob.set_trait('description', name)
     picture, text = widgets.Image(format='png', width=2*size, height=2*size), widgets.HTML()
     def redraw(change=None):
-        image, mask, seen = draw_one(**{name: knob.value for name, knob in knobs.items()}, size=size)
+        chosen = {name: knob.value for name, knob in knobs.items()}
+        image, mask, seen = draw_one(**chosen, size=size)
         picture.value = outlined(image, mask&outline.value)
         text.value = '<br>'.join(
             f"{name}: d' = {d:.1f}, best AUC {pairs_won(torch.tensor([d])).item():.2f}"
