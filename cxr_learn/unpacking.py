@@ -143,7 +143,7 @@ def _tar_members(source):
         if padding.strip(b'\0') or stream.read(1):
             raise tarfile.ReadError('something follows the end')
 
-# %% ../nbs/01b_unpacking.ipynb #9b9fded6
+# %% ../nbs/01b_unpacking.ipynb #a7a4a2d0
 class Limits(NamedTuple):
     "What an archive may ask for"
     files: int = 500_000 # and folders
@@ -154,7 +154,7 @@ class Limits(NamedTuple):
 
 _CHUNK = 2**20  # bytes read at a time
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError,
-           NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
+           NotImplementedError, RuntimeError, ValueError, LookupError, OverflowError, struct.error)
 _LEAVINGS = {'__MACOSX', '.DS_Store', 'Thumbs.db', 'desktop.ini'}  # of archive tools and desktops
 
 def is_leaving(path:PurePosixPath) -> bool: return not _LEAVINGS.isdisjoint(path.parts)
