@@ -124,7 +124,7 @@ class StoreDL(WeightedDL):
             chosen = [items[number] for number in batch] if rows is None else rows[batch]
             yield tuple(part.tfms(chosen) for part in self.dataset.tls)
 
-# %% ../nbs/04b_batches.ipynb #ea0a865b
+# %% ../nbs/04b_batches.ipynb #18a2f0b1
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
@@ -160,8 +160,8 @@ def _check_every_class(vocab, present, rows, splits):
     for split in splits:
         absent = [name for name, some in zip(vocab, present[rows[split]].any(axis=0)) if not some]
         if absent:
-            raise CohortError(f"The {split} split has no image of {', '.join(absent)}: add patients "
-                              "with it, or drop the class.")
+            raise CohortError(f"The {split} split has no image of {', '.join(absent)}: "
+                              "add patients with it, or drop the class.")
 
 def _reciprocal_sizes(present):
     "One over the size of each image's class: of its rarest finding, or of the images without any"

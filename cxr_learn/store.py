@@ -27,7 +27,7 @@ from filelock import FileLock
 from .cohorts import CohortError, write_atomically
 from .images import UnreadableImage, read_grey
 
-# %% ../nbs/04_store.ipynb #b3e8bfa0
+# %% ../nbs/04_store.ipynb #2b8a94f6
 class Store(NamedTuple):
     "The decoded images of a cohort: row i of `pixels` is row i of the cohort"
     pixels: torch.Tensor # uint8 `(n, size, size)`: grey in [0, 255]
@@ -39,8 +39,8 @@ class Store(NamedTuple):
     def check_fits(self, cohort) -> None:
         "Raise `CohortError` unless these are the images of the cohort, in its order"
         if self.images != tuple(cohort['image']):
-            raise CohortError(f"The store of {len(self.images)} images is not that of this cohort of "
-                              f"{len(cohort)}: build the store from this cohort.")
+            raise CohortError(f"The store of {len(self.images)} images is not that of this cohort "
+                              f"of {len(cohort)}: build the store from this cohort.")
 
     def take(self, rows) -> 'Store':
         "The store of a part of the cohort, by row numbers"
@@ -48,9 +48,9 @@ class Store(NamedTuple):
         part = hashlib.sha256('\n'.join((self.key, *images)).encode()).hexdigest()[:16]
         return self._replace(pixels=self.pixels[rows], images=images, key=part)
 
-# %% ../nbs/04_store.ipynb #ae88ff55
+# %% ../nbs/04_store.ipynb #16b86cfe
 DECODING = 1  # counts the changes of `read_grey` that give other pixels
-_SETTLED = 2_000_000_000  # ns: a file changed later could change again within one time stamp
+_SETTLED = 2_000_000_000  # ns: a file changed later may change again within one time stamp
 
 def store_key(
     cohort:pd.DataFrame, # a cohort

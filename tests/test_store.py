@@ -55,6 +55,18 @@ def test_the_store_equals_the_files(cohort, whole):
     pixels = np.load(whole[0]/whole[1].key/PIXELS)
     np.testing.assert_array_equal(pixels, whole[1].pixels.numpy())  # a plain .npy file, for anybody
 
+@pytest.mark.parametrize('framing', ['squash', 'pad', 'crop'])
+def test_each_framing_has_a_store_of_its_own(cohort, tmp_path, framing):
+    path = tmp_path/'wide.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 60), dtype=np.uint8)).save(path)
+    store = build_store(cohort.iloc[:1].assign(path=str(path)), tmp_path/'store', SIDE, framing)
+    np.testing.assert_array_equal(store.pixels[0].numpy(), np.round(read_grey(path, SIDE, framing) * 255))
+    assert store.framing == framing and (store.pixels[0, 0] == 0).all() == (framing == 'pad')
+
+def test_an_unknown_framing_leaves_nothing_behind(cohort, tmp_path):
+    with pytest.raises(ValueError, match='framing'): build_store(cohort, tmp_path, SIDE, 'stretch')
+    assert not list(tmp_path.glob('[!.]*'))
+
 def test_it_is_found_again_without_decoding_also_in_a_closed_folder(cohort, whole, decoded, tmp_path, monkeypatch):
     shutil.copytree(whole[0], tmp_path/'copy')
     def closed(*_, **__): raise PermissionError(13, 'Permission denied')
