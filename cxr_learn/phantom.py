@@ -29,7 +29,7 @@ from cxr_learn.planning import (
 )
 from .sources import SOURCES, add_shortcut, dress, near_copy
 
-# %% ../nbs/00d_phantom.ipynb #b4a3365a
+# %% ../nbs/00d_phantom.ipynb #aa1fb994
 BATCH, CHUNK = 16, 128    # images of 128 px simulated at a time, for the cache, and held in memory
 
 class Phantoms(NamedTuple):
@@ -40,6 +40,7 @@ class Phantoms(NamedTuple):
 
 def at_once(count, size): return max(1, count*128**2//size**2)    # fewer of larger images
 
+# %% ../nbs/00d_phantom.ipynb #df60baea
 def describe(p, ratio):
     "What was drawn for n images, as the table tells it"
     number = {name: getattr(p, name).flatten().double().numpy() for name in (
@@ -50,6 +51,7 @@ def describe(p, ratio):
         exposure=10**number['dose'], rotation=number['rotation']*180/pi,
         inspiration=number['inspiration'])).round(3)
 
+# %% ../nbs/00d_phantom.ipynb #c27b6bcf
 def expose(plan, has, size, seed):
     "Simulate the chests of a plan's rows: images, masks, what was drawn, and who sees how much"
     images = torch.zeros(len(plan), size, size, dtype=torch.uint8)
@@ -75,6 +77,7 @@ def expose(plan, has, size, seed):
     facts = pd.concat(facts).loc[plan.index].assign(**per_finding)
     return images, masks, facts
 
+# %% ../nbs/00d_phantom.ipynb #743dd2da
 def simulate(
     plan:pd.DataFrame, # from `plan_cohort`
     has:pd.DataFrame, # who truly has what, row by row
@@ -106,6 +109,7 @@ def simulate(
             found = {name: layer[None].bool() for name, layer in zip(masks, layers[1:])}
             yield [copy.Index], stamp(layers[:1]), found, facts.iloc[[first]].set_axis([copy.Index])
 
+# %% ../nbs/00d_phantom.ipynb #1c65176b
 def tabulate(
     plan:pd.DataFrame, # from `plan_cohort`
     facts:pd.DataFrame, # what was drawn, row by row
@@ -130,6 +134,7 @@ def tabulate(
     if k.findings_per_patient>1: table = table.join(told.astype(int).add_prefix('label_'))
     return table
 
+# %% ../nbs/00d_phantom.ipynb #3a96a3ab
 def make_phantoms(
     patients:int=40, # number of patients
     findings:Sequence[str]=tuple(FINDINGS), # one per patient, spread evenly over the patients
@@ -159,7 +164,7 @@ def make_phantoms(
         facts.append(drawn)
     return Phantoms(images, masks, tabulate(plan, pd.concat(facts).sort_index(), has, told, k))
 
-# %% ../nbs/00d_phantom.ipynb #0ee004f1
+# %% ../nbs/00d_phantom.ipynb #bade3503
 VERSION = 2    # raise it when the same arguments no longer give the same images
 
 def flush(path):
@@ -173,6 +178,7 @@ def recorded(folder):
     try: return json.loads((folder/'phantom.json').read_text())
     except (FileNotFoundError, ValueError): return None
 
+# %% ../nbs/00d_phantom.ipynb #c6d6bcba
 def save_phantoms(
     folder:str|Path, # made if missing; keeps a cohort that is already there
     patients:int=40, # number of patients

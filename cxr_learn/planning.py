@@ -39,7 +39,7 @@ class Knobs(NamedTuple):
 SHARES = ('children', 'anteroposterior', 'label_noise', 'duplicates', 'near_duplicates',
           'official_test', 'patient_overlap', 'shortcut_strength')
 
-# %% ../nbs/00c_planning.ipynb #849a594b
+# %% ../nbs/00c_planning.ipynb #4a1fc726
 def refuse(condition, message):
     if condition: raise ValueError(message)
 
@@ -50,6 +50,7 @@ def require_known(what, names, known):
         advice = f'did you mean {close[0]!r}?' if close else f'choose from {", ".join(known)}'
         refuse(name not in known, f'{what} {name!r} is unknown: {advice}')
 
+# %% ../nbs/00c_planning.ipynb #4c8adf7a
 def check_wishes(patients, findings, images_per_patient, image_size):
     "Raise `ValueError` for a cohort that cannot be made"
     low, high = images_per_patient
@@ -61,6 +62,7 @@ def check_wishes(patients, findings, images_per_patient, image_size):
     refuse(not 1<=low<=high, f'images_per_patient is {(low, high)}: give (fewest, most), from 1 up')
     refuse(image_size<32, f'image_size is {image_size}: take at least 32, best 64 to 512')
 
+# %% ../nbs/00c_planning.ipynb #75e789ae
 def read_knobs(
     wishes:dict, # names and values of `Knobs`
     findings:Sequence[str], # of the cohort
@@ -97,7 +99,7 @@ def read_knobs(
     refuse(k.shortcut=='source' and len(k.sources)<2, 'shortcut "source" needs sources=2 or more')
     return k
 
-# %% ../nbs/00c_planning.ipynb #4c491005
+# %% ../nbs/00c_planning.ipynb #9cf10d34
 def chosen(name, share, count, seed):
     "`count` bools of which a `share` is true, from a generator that only `name` uses"
     wanted = round(share*count)
@@ -107,6 +109,7 @@ def chosen(name, share, count, seed):
     picked[torch.randperm(count, generator=generator(seed, name))[:wanted].numpy()] = True
     return picked
 
+# %% ../nbs/00c_planning.ipynb #91f9492a
 def deal_findings(
     order:np.ndarray, # the patients' numbers in random order
     findings:Sequence[str], # of the cohort
@@ -130,6 +133,7 @@ def deal_findings(
         has.loc[free[random[:wanted]], finding] = True
     return has
 
+# %% ../nbs/00c_planning.ipynb #c25d2d65
 def joined(has):
     "The findings of each row in one word; 'normal' where there are none"
     return ['|'.join(has.columns[row]) or 'normal' for row in has.to_numpy(dtype=bool)]
@@ -145,7 +149,7 @@ def mislabel(has, findings, seed, k):
             told[row] = has.columns==others[pick%len(others)]
     return pd.DataFrame(told, columns=has.columns)
 
-# %% ../nbs/00c_planning.ipynb #bad7ec2d
+# %% ../nbs/00c_planning.ipynb #4d8bc9fc
 def add_copies(plan, patients, seed, k):
     "Append exact and near copies to a plan, each under a new patient id"
     exact = plan[chosen('duplicates', k.duplicates, len(plan), seed)].assign(copy_kind='exact')
@@ -160,6 +164,7 @@ def add_copies(plan, patients, seed, k):
         copies = copies.assign(split=np.where(to_test, 'test', 'train'))
     return pd.concat([plan, copies], ignore_index=True)
 
+# %% ../nbs/00c_planning.ipynb #fe3471ed
 def plan_cohort(
     patients:int, # number of patients
     findings:Sequence[str], # names in `FINDINGS`

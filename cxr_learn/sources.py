@@ -37,7 +37,7 @@ def write(images, ink, row, column, grey):
         part = image[y:y+height, x:x+width]
         part[:] = (part+ink*(grey-part.float())).round().to(torch.uint8)
 
-# %% ../nbs/00b_sources.ipynb #5294d342
+# %% ../nbs/00b_sources.ipynb #31300f8a
 class Source(NamedTuple):
     "What one hospital does to every picture; the defaults do nothing"
     curve: float = 1.                     # grey in [0,1] is raised to this power: above 1 is darker
@@ -50,6 +50,7 @@ class Source(NamedTuple):
     detail: float = 1.                    # resolution kept, share of the side
     grain: float = 0.                     # standard deviation of the noise added, grey values
 
+# %% ../nbs/00b_sources.ipynb #4c349860
 SOURCES = {
     'phantom-A': Source(letter='L', place=(.05,.88)),
     'phantom-B': Source(curve=1.3, black=12, letter='R', place=(.12,.05),
@@ -59,6 +60,7 @@ SOURCES = {
     'phantom-D': Source(curve=1.1, black=25, white=225, detail=.5, grain=2),
 }
 
+# %% ../nbs/00b_sources.ipynb #34ae7c5f
 def bend(images, power): return (torch.linspace(0, 1, 256)**power)[images.long()]    # grey in [0,1]
 
 def dress(
@@ -92,7 +94,7 @@ def frame(images, widths, grey):
     rows, columns = (at<top)|(at>1-bottom), (at<left)|(at>1-right)
     return images.masked_fill(rows[:,:,None]|columns[:,None,:], grey)
 
-# %% ../nbs/00b_sources.ipynb #4b3717f8
+# %% ../nbs/00b_sources.ipynb #97139541
 SHORTCUTS = {
     'marker': 'a letter P in the upper right corner, as from a portable machine',
     'border': 'black edges left and right, 5% of the width each',
@@ -100,6 +102,7 @@ SHORTCUTS = {
     'source': 'the first of the sources instead of another one',
 }
 
+# %% ../nbs/00b_sources.ipynb #a311c16d
 def add_shortcut(
     images:torch.Tensor, # uint8 `(n,size,size)`
     kind:str, # one of `SHORTCUTS`; 'source' is dealt with the patients and adds nothing here
@@ -112,7 +115,7 @@ def add_shortcut(
     if kind=='marker': write(images, letter('P', size), [.14]*n, [.93]*n, 235)
     return images
 
-# %% ../nbs/00b_sources.ipynb #211f5b39
+# %% ../nbs/00b_sources.ipynb #f9a4d00e
 NEAR_COPIES = {
     'resized': 'made smaller, to 0.5 to 0.8 of the side, and larger again',
     'compressed': 'saved as JPEG of quality 30 to 60',
@@ -120,6 +123,7 @@ NEAR_COPIES = {
     'cropped': '2 to 6% of the side cut off at each edge, the rest enlarged',
 }
 
+# %% ../nbs/00b_sources.ipynb #ecc7454e
 def near_copy(
     images:torch.Tensor, # uint8 `(1,size,size)`, then masks, if any
     kind:str, # one of `NEAR_COPIES`
