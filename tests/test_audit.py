@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_learn.audit import audit, audit_command, audit_table, clean, exit_code, shared_labels, write_audit
+from cxr_learn.audit import audit, audit_command, audit_table, exit_code, shared_labels, write_audit
+from cxr_learn.cleaning import clean
 from cxr_learn.cohorts import CohortError, load_phantom, split_by_patient
 from cxr_learn.duplicates import MOST_COPIES, duplicate_pairs, fingerprints, near_duplicate_clusters
 from cxr_learn.phantom import make_phantoms, save_phantoms
