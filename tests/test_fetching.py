@@ -787,13 +787,13 @@ def test_kill_9_while_downloading(server, tmp_path):
     assert len(whole(root)) == 4 and server.requests[1][1]['Range'] == 'bytes=40000-'
 
 def test_kill_9_while_unpacking(server, tmp_path):
-    many = [(f'chest_xray/train/NORMAL/{n}.jpeg', b'x') for n in range(6000)]
+    many = [(f'chest_xray/train/NORMAL/{n}.jpeg', b'x') for n in range(2500)]
     server.body = zip_bytes([(name, noise(name, 100)) for name in NAMES] + many)
     staging = tmp_path/'..small.checking.unpacking'
     killed(code_for(server), tmp_path, lambda: (staging/'chest_xray/train/NORMAL/50.jpeg').exists())
     assert visible(tmp_path) == [] and staging.exists()
     root = fetch(card_of(server), tmp_path/'small', **quiet)
-    assert len(whole(root)) == 6004 and len(server.requests) == 1  # the archive was whole already
+    assert len(whole(root)) == 2504 and len(server.requests) == 1  # the archive was whole already
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ['.small.lock', 'small', 'small.manifest.json']
 
