@@ -152,7 +152,8 @@ def load_covid_radiography(
     cohort['lung_mask'] = [str(mask) if mask.is_file() else None for mask in masks]
     return cohort
 
-# %% ../nbs/03d_public_sets.ipynb #ad12714e
+# %% ../nbs/03d_public_sets.ipynb #d39becf3
+_NIH_COLUMNS = ('Image Index', 'Finding Labels', 'Patient ID', 'Patient Age', 'Patient Gender', 'View Position')
 _OLDEST = 120  # years: a few ages of the table are typing errors such as 411
 
 def load_nih(
@@ -166,7 +167,9 @@ def load_nih(
     folder = existing_folder(folder)
     found = next((path for pattern in NIH_TABLE for path in sorted(folder.glob(pattern))), None)
     if found is None: raise CohortError(f"{folder} lacks {NIH_TABLE[0]}: it is not the layout of NIH ChestX-ray14.")
-    table = pd.read_csv(found)
+    table = pd.read_csv(found).rename(columns={'Patient Sex': 'Patient Gender'})  # so it is called since 2020
+    lacking = sorted(set(_NIH_COLUMNS) - set(table.columns))
+    if lacking: raise CohortError(f"{found} lacks the column(s) {', '.join(lacking)}: get the table anew.")
     files = {path.stem: path for path in image_files(folder)}
     table['path'] = [files.get(Path(name).stem) for name in table['Image Index']]
     missing = table['path'].isna()

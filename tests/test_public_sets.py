@@ -58,6 +58,13 @@ def test_nih_ages_in_both_spellings_and_impossible_ones(tmp_path):
     ages = load_nih(nih(tmp_path, NIH_ROWS))['age']
     assert ages.iloc[0] == 58 and pd.isna(ages.iloc[2])
 
+def test_nih_table_of_2020_calls_a_column_otherwise(tmp_path):
+    folder = nih(tmp_path, NIH_ROWS)
+    old, new = folder/'Data_Entry_2017.csv', folder/'Data_Entry_2017_v2020.csv'
+    new.write_text(old.read_text().replace('Patient Gender', 'Patient Sex'))
+    old.unlink()
+    assert guess_collection(folder) == 'nih_chestxray14' and set(load_nih(folder)['sex']) == {'F'}
+
 def test_nih_patient_on_both_lists_is_named(tmp_path):
     rows = [(f'{p:08d}_{i:03d}.png', 'Effusion', p, 50) for p in range(1, 8) for i in range(2)]
     cohort = load_nih(nih(tmp_path, rows, test=['00000003_000.png']))
@@ -67,6 +74,7 @@ def test_nih_patient_on_both_lists_is_named(tmp_path):
     (lambda folder: (folder/'test_list.txt').unlink(), 'test_list.txt'),
     (lambda folder: (folder/'train_val_list.txt').write_text('other.png'), 'on no list'),
     (lambda folder: next(folder.rglob('*.jpg')).unlink(), 'partial=True'),
+    (lambda folder: (folder/'Data_Entry_2017.csv').write_text('Image Index,Finding Labels'), 'Patient ID'),
     (lambda folder: (folder/'Data_Entry_2017.csv').write_text(
         (folder/'Data_Entry_2017.csv').read_text().replace('Hernia', 'Herniation')), 'Herniation')])
 def test_a_faulty_copy_of_nih_is_refused(tmp_path, break_it, said):
