@@ -26,13 +26,14 @@ from .findings import NAMES, draw, visibility
 from .phantom import Phantoms, make_phantoms
 from .sources import SOURCES, Source, add_shortcut, dress
 
-# %% ../nbs/00e_observer.ipynb #52188f6c
+# %% ../nbs/00e_observer.ipynb #5e876fee
 def pairs_won(
     seen:torch.Tensor, # visibility d' of a finding in n images
 ) -> torch.Tensor: # `(n,n)`: how surely image i with the finding is ranked above image j without
     "The ideal observer's chance of ranking two images rightly"
     return torch.special.ndtr((seen[:,None]**2+seen**2).sqrt()/2)
 
+# %% ../nbs/00e_observer.ipynb #e7c7de3a
 def mean_by_patient(
     won:torch.Tensor, # `(n,n)` in [0,1]: is image i with the finding ranked above image j without?
     patients:np.ndarray, # `(n,)`, whose images they are
@@ -48,6 +49,7 @@ def mean_by_patient(
         aucs.append((weight@won@weight/weight.sum()**2).item())
     return won.mean().item(), *(float(limit) for limit in np.percentile(aucs, (2.5, 97.5)))
 
+# %% ../nbs/00e_observer.ipynb #e36e51f7
 def observer_auc(
     phantoms:Phantoms, # from `make_phantoms`
     finding:str, # one of its findings
@@ -70,7 +72,7 @@ def observer_auc(
     patients = table.get('true_patient_id', table.patient_id)[has].to_numpy()
     return mean_by_patient(won, patients, resamples, seed)
 
-# %% ../nbs/00e_observer.ipynb #bf3a0b3e
+# %% ../nbs/00e_observer.ipynb #0a3e2023
 BLURS = 1, 3, 5, 9, 17, 33    # side of the square over which grey is averaged, pixels at 128 px
 
 def drawn_twice(
@@ -91,6 +93,7 @@ def drawn_twice(
         parts.append((*images, ill.masks[finding], well.masks['lungs'], severity))
     return tuple(torch.cat(part) for part in zip(*parts))
 
+# %% ../nbs/00e_observer.ipynb #6d4cfd80
 def evidence(images, mask, lungs):
     "What the reader measures: grey and structure in the mask, around it, opposite, and elsewhere"
     images, mask, lungs = images[:,None].float()/255, mask[:,None].float(), lungs[:,None].float()
@@ -111,6 +114,7 @@ def evidence(images, mask, lungs):
     edge = mean(images, mask-(1-grow(1-mask, 1)))-mean(images, grow(mask, 1)-mask)
     return torch.stack([*greys, *grains, *shapes, edge], 1).numpy()
 
+# %% ../nbs/00e_observer.ipynb #1be4bece
 def reader_scores(
     finding:str, # one of `FINDINGS`, but for 'normal'
     patients:int=160, # chests, each drawn with and without the finding
@@ -130,6 +134,7 @@ def reader_scores(
     return pd.DataFrame(dict(severity=severity.numpy(), present=score[:patients],
                              absent=score[patients:]))
 
+# %% ../nbs/00e_observer.ipynb #16825e0b
 def reader_auc(
     scores:pd.DataFrame, # from `reader_scores`, or some of its rows
 ) -> tuple[float,float,float]: # AUC and the limits of its 95% interval
@@ -138,7 +143,7 @@ def reader_auc(
     won = (ill[:,None]>well).double()+.5*(ill[:,None]==well)
     return mean_by_patient(won, scores.index.to_numpy())
 
-# %% ../nbs/00e_observer.ipynb #8b2200ab
+# %% ../nbs/00e_observer.ipynb #6fe39915
 def draw_one(
     findings:tuple[str,...]=(), # names in `FINDINGS`, any combination
     severity:float=.5, # of each of them, from 0 to 1
@@ -163,6 +168,7 @@ def draw_one(
     seen = {name: visibility(p, exponent, change).item() for name, change in drawn.changes.items()}
     return stamp(film)[0], region, seen
 
+# %% ../nbs/00e_observer.ipynb #a219ac83
 ORANGE = 230, 159, 0
 
 def outlined(
@@ -178,6 +184,7 @@ def outlined(
         Image.fromarray(colour.numpy()).save(file, 'PNG', compress_level=1)
         return file.getvalue()
 
+# %% ../nbs/00e_observer.ipynb #64a74b29
 def phantom_widget(
     size:int=192, # side of the image, pixels; shown twice as large
 ) -> widgets.HBox: # controls in `children[0]`, picture and text in `children[1]`
