@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'cxr_learn.command_line._in_one_line': ( 'command_line.html#_in_one_line',
                                                                                  'cxr_learn/command_line.py'),
                                         'cxr_learn.command_line._parser': ('command_line.html#_parser', 'cxr_learn/command_line.py'),
+                                        'cxr_learn.command_line._verify': ('command_line.html#_verify', 'cxr_learn/command_line.py'),
                                         'cxr_learn.command_line._write_results': ( 'command_line.html#_write_results',
                                                                                    'cxr_learn/command_line.py'),
                                         'cxr_learn.command_line.demo': ('command_line.html#demo', 'cxr_learn/command_line.py'),
