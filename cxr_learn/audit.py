@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_FOLDERS', 'CLUSTERS', 'FINDING_COLUMNS', 'ADDED', 'RARE', 'SHOWN', 'read_collection', 'Audit', 'audit',
-           'audit_table', 'exit_code', 'shared_labels', 'plot_findings', 'write_audit', 'verdict', 'audit_command']
+           'audit_table', 'exit_code', 'shared_labels', 'plot_findings', 'write_audit', 'verdict', 'report_audit']
 
 # %% ../nbs/06_audit.ipynb #703182f9
 import base64
@@ -237,7 +237,7 @@ def plot_findings(
     axes.legend(fontsize=8, frameon=False, loc='lower center', bbox_to_anchor=(.5, 1), ncols=3)
     return axes
 
-# %% ../nbs/06_audit.ipynb #ee6cc3c6
+# %% ../nbs/06_audit.ipynb #ba2dbaaf
 SHOWN = 200  # rows of findings on the page; all are in audit.csv
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit</title><style>
@@ -286,15 +286,13 @@ def verdict(
     warning = ' Scores on such data are not to be trusted.' if high else ''
     return f'{high:,} grave and {medium:,} other findings in {images}.{warning}'
 
-def audit_command(
-    folders:Sequence[str|Path], # folders or CSV tables
-    out:str|Path|None=None, # where the report goes; no report if None
-    patient_pattern:str|None=None, # as in `audit`
-    guesses:bool=True, # as in `audit`
+def report_audit(
+    audit:Audit, # from `audit`
+    folder:str|Path, # where the report goes
+    say:Callable=print, # where lines of text go
 ) -> int: # the exit code
-    "What `cxr_learn audit` does: audit, print the counts, write the report."
-    found = audit(*folders, patient_pattern=patient_pattern, guesses=guesses)
-    if len(found.findings): print(audit_table(found).to_string(index=False))
-    print(verdict(found))
-    if out is not None: print(f'The report: {write_audit(found, out)}')
-    return exit_code(found)
+    "Print the counts and the verdict, and write the report: what `cxr_learn audit` does."
+    if len(audit.findings): say(audit_table(audit).to_string(index=False))
+    say(verdict(audit))
+    say(f'The report: {write_audit(audit, folder)}')
+    return exit_code(audit)

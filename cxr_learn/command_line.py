@@ -9,7 +9,7 @@ __all__ = ['SETTINGS', 'PHANTOM', 'IMAGE_SIZE', 'TINY_SETTINGS', 'TINY_PHANTOM',
 import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script`', category=FutureWarning)  # fastai's, not the reader's
 
-# %% ../nbs/20_command_line.ipynb #4f536720
+# %% ../nbs/20_command_line.ipynb #129f367e
 import argparse
 import errno
 import json
@@ -19,12 +19,13 @@ from pathlib import Path
 from time import perf_counter
 
 import cxr_learn
-from .audit import audit_command
+from .audit import audit, read_collection, report_audit
 from .cohorts import (CohortError, patient_noun, require_one_label, sample_patients, split_by_patient,
                                summarise_cohort, write_atomically)
 from .evaluation import compare_with_first, run_study, score_table, seed_table, write_report
 from .freezing import freezing_plan
 from .cards import CARDS
+from .cleaning import clean
 from .fetching import fetch
 from .phantom import DEMO_FINDINGS, save_phantoms
 from .public_sets import LOADERS, REMARKS, find_collection, load_cohort
@@ -126,7 +127,7 @@ def _write_results(study, cohort, store, out, data, started, say):
     say(f'Not for clinical use. Report: {report}')
     return report
 
-# %% ../nbs/20_command_line.ipynb #2c55aa6e
+# %% ../nbs/20_command_line.ipynb #861bd10c
 def _parser():
     parser = argparse.ArgumentParser(
         prog='cxr_learn', description='Transfer learning for chest radiographs. Not for clinical use.')
@@ -170,6 +171,8 @@ def _add_fetch(get):
 def _add_audit(check):
     check.add_argument('folders', nargs='+', help='public sets, class folders or any folders of images; several are compared with each other')
     check.add_argument('--patient-pattern', help='regular expression with a group (?P<patient>...) for the file names of a folder')
+    check.add_argument('--no-guesses', action='store_true', help='leave out the guessing of class and source, which takes longest')
+    check.add_argument('--clean', action='store_true', help='also write what is left without copies, contradictions and patients on both sides')
     check.add_argument('--out', default='results/audit', help='folder for the findings and the page; results/audit if not given')
 
 def _default_out(options, parser):
@@ -197,7 +200,7 @@ def main(
             folder = fetch(options.name, options.out, options.from_path, options.home, options.part, options.yes, progress=progress)
             print(f'The set is in {folder}.')
         elif options.command == 'verify': return _verify(options.folder)
-        else: return audit_command(options.folders, options.out, options.patient_pattern)
+        else: return _audit(options)
         return 0
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on from where it was.', file=sys.stderr)
@@ -206,6 +209,18 @@ def main(
         if options.traceback: raise
         print(f'cxr_learn: {_in_one_line(error)}', file=sys.stderr)
         return 2
+
+def _audit(options):
+    cohorts = [read_collection(folder, options.patient_pattern)[1] for folder in options.folders]
+    found = audit(*cohorts, guesses=not options.no_guesses)
+    code = report_audit(found, options.out)
+    for number, cohort in enumerate(cohorts if options.clean else []):
+        kept, dropped = clean(cohort, found)
+        name = 'cleaned' if len(cohorts) == 1 else f'cleaned-{number + 1}'
+        for table, file in ((kept, f'{name}.csv'), (dropped, f'{name}-dropped.csv')):
+            write_atomically(Path(options.out)/file, lambda path: table.to_csv(path, index=False))
+        print(f'{options.folders[number]}: {len(kept):,} of {len(cohort):,} images are in {options.out}/{name}.csv.')
+    return code
 
 def _verify(folder):
     changes = verify(folder)

@@ -27,14 +27,15 @@ def image_files(
     return sorted(path for path in paths if not path.name.startswith('.')
                   and not {'masks', '__MACOSX'} & set(path.relative_to(folder).parts))
 
-# %% ../nbs/03b_own_data.ipynb #d0596791
+# %% ../nbs/03b_own_data.ipynb #e2903232
 def patient_ids(
     paths:Sequence[Path], # image files
     patient_pattern:str|None=None, # regular expression with a group `patient`; clusters stand in if None
 ) -> tuple[list[str], str]: # the patient of each file, and the `patient_rule`
     "Who is seen on each image. Raises `CohortError` for a name that the pattern does not fit."
     if patient_pattern is None:
-        return [f'cluster-{cluster}' for cluster in near_duplicate_clusters(paths)], 'near-duplicate clusters'
+        clusters = near_duplicate_clusters(paths, on_error='skip')  # a damaged file is refused, or listed, by the store
+        return [f'cluster-{cluster}' for cluster in clusters], 'near-duplicate clusters'
     try: pattern = re.compile(patient_pattern)
     except re.error as error:
         raise CohortError(f"The pattern {patient_pattern!r} is not a regular expression ({error}): correct it.") from None
@@ -74,7 +75,7 @@ def load_folder(
         image=[path.relative_to(folder).as_posix() for path in paths], path=[str(path) for path in paths],
         patient_id=patients, patient_rule=rule, label=[label for _, label in files], source=source or folder.name)))
 
-# %% ../nbs/03b_own_data.ipynb #aa6039a3
+# %% ../nbs/03b_own_data.ipynb #360075b5
 def load_csv(
     file:str|Path, # a table with `image`, `label` or `label_...`, and any of the other columns of a cohort
     folder:str|Path|None=None, # where the images lie; the table's own folder if None
@@ -91,8 +92,9 @@ def load_csv(
         raise CohortError(f"{file} needs the column image, filled in every row: the path of each file below {folder}.")
     if 'label' not in rows and not findings_of(rows):
         raise CohortError(f"{file} needs the column label, or columns label_<finding> of 0 and 1.")
-    paths = [folder/image for image in rows['image']]
-    missing = [image for image, path in zip(rows['image'], paths) if '..' in Path(image).parts or not path.is_file()]
+    named = rows['path'] if 'path' in rows else rows['image']  # a saved cohort says where its files lie
+    paths = [folder/str(path) for path in named]
+    missing = [image for image, path in zip(rows['image'], paths) if not path.is_file()]
     if missing: raise CohortError(f"{len(missing)} image(s) of {file} are not below {folder}, the first is {missing[0]}.")
     if 'patient_id' not in rows: rows['patient_id'], rows['patient_rule'] = patient_ids(paths, patient_pattern)
     for column, value in dict(patient_rule='given', source=file.stem).items():

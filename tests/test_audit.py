@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_learn.audit import audit, audit_command, audit_table, exit_code, shared_labels, write_audit
+from cxr_learn.audit import audit, audit_table, exit_code, report_audit, shared_labels, write_audit
 from cxr_learn.cleaning import clean
 from cxr_learn.cohorts import CohortError, load_phantom, split_by_patient
 from cxr_learn.duplicates import MOST_COPIES, duplicate_pairs, fingerprints, near_duplicate_clusters
@@ -160,13 +160,13 @@ def test_two_folders_of_one_name_stay_apart(folder, tmp_path):
 
 def test_the_command_and_its_report(folder, tmp_path, capsys):
     (folder/'ill'/'copy <b>.png').write_bytes((folder/'ill'/'01.png').read_bytes())
-    assert audit_command([folder], out=tmp_path/'report', guesses=False) == 1
+    assert report_audit(audit(folder, guesses=False), tmp_path/'report') == 1
     assert 'same file' in capsys.readouterr().out
     page = (tmp_path/'report'/'audit.html').read_text(encoding='utf-8')
     assert 'copy &lt;b&gt;.png' in page and 'copy <b>' not in page and str(tmp_path) not in page
     assert len(pd.read_csv(tmp_path/'report'/'audit.csv')) > 0
     (folder/'ill'/'copy <b>.png').unlink()
-    assert audit_command([folder], guesses=False) == 0
+    assert report_audit(audit(folder, guesses=False), tmp_path/'report') == 0
 
 def test_a_report_without_findings_is_written(sound, tmp_path):
     found = audit(sound, guesses=False)
