@@ -46,7 +46,7 @@ def test_chapters_keep_the_frame(chapters):
 
 def test_the_chapter_table_is_complete(root, chapters):
     index = (root/'nbs/index.ipynb').read_text(encoding='utf-8')
-    assert [name for name in re.findall(r'\((\d\d[a-z]?_\w+)\.ipynb\)', index)] == [p.stem for p in chapters.values()]
+    assert [name for name in re.findall(r'\| \[.*?\]\((\d\d[a-z]?_\w+)\.ipynb\)', index)] == [p.stem for p in chapters.values()]
 
 def test_notebooks_are_small_and_without_machine_paths(root):
     for notebook in (root/'nbs').rglob('*.ipynb'):
