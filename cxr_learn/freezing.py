@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['freeze_blocks', 'KeepFrozen', 'Run', 'build_network', 'train_run', 'freezing_plan', 'plot_freezing']
 
-# %% ../nbs/11_freezing.ipynb #6407ae46
+# %% ../nbs/11_freezing.ipynb #03908c29
 import hashlib
 import json
 from collections.abc import Sequence
