@@ -198,13 +198,13 @@ def _official_split(folder, names):
     if unlisted: raise CohortError(f"{len(unlisted)} image(s) are on no list, the first is {unlisted[0]}: read with official=False.")
     return [split[name] for name in names]
 
-# %% ../nbs/03d_public_sets.ipynb #ac5ba276
+# %% ../nbs/03d_public_sets.ipynb #b766b573
 REMARKS = {
     'phantom': 'The images are simulated: a score on them says how the course works, and nothing about medicine.',
     'kermany': 'Children of one to five years from one hospital in Guangzhou (Kermany et al. 2018). The patients of the '
                'normal images are read from file names by an unproven rule.',
-    'coronahack': 'Children from one hospital in Guangzhou, and COVID-19 images of adults taken from articles (Cohen et al. '
-                  '2020): age and source give COVID-19 away.',
+    'coronahack': 'Children from one hospital in Guangzhou, and COVID-19 images, mostly of adults, taken from articles (Cohen et '
+                  'al. 2020): age and source give COVID-19 away.',
     'covid_radiography': 'Gathered from several sources that differ between the classes, some of children and some of '
                          'adults (Chowdhury et al. 2020): a network may recognise the source instead of the disease.',
     'nih_chestxray14': 'One American hospital; labels read from reports by a program and often wrong (Oakden-Rayner, Acad Radiol '

@@ -194,3 +194,10 @@ def test_a_mirrored_or_inverted_picture_is_no_copy(folder, chests):
     Image.fromarray(np.ascontiguousarray(chests[0][:, ::-1])).save(folder/'well'/'mirrored.png')
     Image.fromarray(255 - chests[2]).save(folder/'well'/'inverted.png')
     assert exit_code(audit(folder, guesses=False)) == 0
+
+def test_a_patient_in_training_and_validation_stays_on_one_side(tmp_path):
+    place = save_phantoms(tmp_path/'p', patients=12, findings=('normal', 'effusion'), images_per_patient=(2, 2), image_size=64)
+    cohort = load_phantom(place)
+    cohort['split'] = ['train', 'valid'] * 12
+    cleaned, dropped = clean(cohort, audit(cohort, guesses=False))
+    assert set(cleaned['split']) == {'valid'} and 'patient is in the validation set' in set(dropped['reason'])
