@@ -21,11 +21,11 @@ from cxr_learn.beam import (
 )
 from .chest import CHANCES, cage, compose, grain, lung_space, outlines
 
-# %% ../nbs/00b_findings.ipynb #8e02a3b9
+# %% ../nbs/00b_findings.ipynb #39bfdd07
 FINDINGS = {
-    'normal': 'no finding; cardiothoracic ratio below 0.5',
-    'consolidation': 'homogeneous opacity that obscures vessels and may end at a fissure '
-        '(Hansell 2008)',
+    'normal': 'no finding; in an adult\'s PA image the cardiothoracic ratio is below 0.5',
+    'consolidation': 'homogeneous opacity that obscures the margins of vessels and airway '
+        'walls (Hansell 2008); drawn as far as a fissure',
     'diffuse interstitial pattern': 'innumerable small linear opacities that together look like a '
         'net, in both lungs (reticular pattern; Hansell 2008)',
     'bilateral peripheral ground-glass': 'hazy opacity, less dense than consolidation, in the '
@@ -33,22 +33,23 @@ FINDINGS = {
     'atelectasis': 'less volume of a lobe or segment: an opacity, a displaced fissure, a raised '
         'diaphragm, a mediastinum drawn to that side (Hansell 2008)',
     'cardiomegaly': 'heart wider than half of the inner chest: cardiothoracic ratio above 0.5 '
-        '(Danzer 1919)',
+        'in an adult\'s PA image (Danzer 1919); children and AP images are drawn with a higher '
+        'limit',
     'effusion': 'fluid in the pleural space: a meniscus that fills the costophrenic angle '
         '(Kocijančič 2005)',
     'infiltration': 'an ill-defined patch of faint opacity; a word of the labels that the glossary '
         'advises against (Wang 2017; Hansell 2008)',
     'mass': 'an opacity of more than 3 cm in diameter (Hansell 2008)',
     'nodule': 'a rounded opacity of up to 3 cm in diameter (Hansell 2008)',
-    'pneumonia': 'infection of the air spaces: an ill-defined consolidation of a segment, with '
-        'air-filled bronchi in it (Hansell 2008)',
+    'pneumonia': 'inflammation of air spaces or interstitium, mostly by infection; its usual sign '
+        'is a consolidation, often with air-filled bronchi (Hansell 2008)',
     'pneumothorax': 'gas in the pleural space, beyond a visible pleural edge (Hansell 2008)',
-    'edema': 'fluid in the lung: haze around the hila, septal (Kerley) lines at the base, wide '
-        'vessels in the upper lobes (Milne 1985)',
-    'emphysema': 'destroyed air spaces: dark lungs with few vessels, a low and flat diaphragm, a '
-        'narrow heart (Hansell 2008)',
-    'fibrosis': 'scars: a coarse net and honeycombs at the base and rim of shrunken lungs '
-        '(Hansell 2008)',
+    'edema': 'fluid in the lung, drawn as from high venous pressure: haze around the hila, septal '
+        '(Kerley) lines at the base, wide vessels in the upper lobes (signs: Milne 1985)',
+    'emphysema': 'destroyed air spaces (Hansell 2008): few vessels, a low diaphragm, a small heart '
+        '(Thurlbeck 1978)',
+    'fibrosis': 'scars; drawn as usual interstitial pneumonia: a coarse net and honeycombs at the '
+        'base and rim of shrunken lungs (Hansell 2008)',
     'pleural thickening': 'a band of soft tissue along the wall or over the apex (apical cap; '
         'Hansell 2008)',
     'hernia': 'stomach above the diaphragm: a mass behind the heart, with gas over a level of '
