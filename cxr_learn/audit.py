@@ -6,11 +6,10 @@
 __all__ = ['SPLIT_FOLDERS', 'CLUSTERS', 'FINDING_COLUMNS', 'ADDED', 'RARE', 'SHOWN', 'read_collection', 'Audit', 'audit',
            'audit_table', 'exit_code', 'shared_labels', 'plot_findings', 'write_audit', 'verdict', 'report_audit']
 
-# %% ../nbs/06_audit.ipynb #703182f9
+# %% ../nbs/06_audit.ipynb #5e7081ac
 import base64
 import html
 import io
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +23,10 @@ from .cohorts import (COLUMNS, CohortError, existing_folder, is_leaky, label_gro
 from .duplicates import cluster, duplicate_pairs, fingerprints
 from .guessing import GUESS_COLUMNS, GUESSED, guess_all, plot_guesses
 from .measures import COLOURS
-from .own_data import image_files, load_csv
+from .own_data import compile_pattern, image_files, load_csv
 from .public_sets import guess_collection, load_cohort
 
-# %% ../nbs/06_audit.ipynb #83d0e735
+# %% ../nbs/06_audit.ipynb #970d8585
 SPLIT_FOLDERS = {'train': 'train', 'val': 'valid', 'valid': 'valid', 'validation': 'valid',
                  'test': 'test'}
 CLUSTERS = 'near-duplicate clusters'  # the patient rule where patients are unknown
@@ -52,6 +51,7 @@ def read_collection(
     return name, load_cohort(name, folder, **options)
 
 def _any_folder(folder, patient_pattern):
+    pattern = compile_pattern(patient_pattern) if patient_pattern else None
     files = image_files(folder)
     if not files:
         raise CohortError(f"{folder} holds no images: PNG, JPEG or DICOM files are expected in it "
@@ -61,7 +61,7 @@ def _any_folder(folder, patient_pattern):
         above = list(path.relative_to(folder).parts[:-1])
         split = SPLIT_FOLDERS.get(above[0].lower()) if above else None
         label = above[bool(split)] if len(above) > bool(split) else None
-        match = re.search(patient_pattern, path.name) if patient_pattern else None
+        match = pattern.search(path.name) if pattern else None
         rows.append(dict(
             image=path.relative_to(folder).as_posix(), path=str(path), label=label, split=split,
             patient_id=match['patient'] if match else None,

@@ -158,7 +158,7 @@ def plot_samples(
     figure.tight_layout(pad=.4)
     return figure
 
-# %% ../nbs/04a_augmentation.ipynb #bb2da482
+# %% ../nbs/04a_augmentation.ipynb #6b84f63a
 COPY_MARK = '#copy'  # between the name of an image and the number of its copy
 
 def balance_by_copies(
@@ -175,7 +175,8 @@ def balance_by_copies(
     counts for each. Raises `CohortError` without a split, or for the store of another cohort. As in
     vazquez (section 3.1: normals to parity) and yarovyi (figures 6.3 and 6.4: rare findings)."""
     store.check_fits(cohort)
-    if cohort['split'].isna().any():
+    if 'copy' in cohort: raise CohortError("The cohort holds copies already: make them all in one call.")
+    if cohort['split'].isna().any() or 'valid' not in set(cohort['split']):
         raise CohortError("Copies are made after the split, or they would cross it: use "
                           "`split_by_patient` first.")
     if not 0 < parity <= 1: raise CohortError(f"parity = {parity}: a share above 0, and 1 at most.")

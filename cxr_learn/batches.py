@@ -124,7 +124,7 @@ class StoreDL(WeightedDL):
             chosen = [items[number] for number in batch] if rows is None else rows[batch]
             yield tuple(part.tfms(chosen) for part in self.dataset.tls)
 
-# %% ../nbs/04b_batches.ipynb #18a2f0b1
+# %% ../nbs/04b_batches.ipynb #bf3ba968
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
@@ -153,7 +153,7 @@ def make_dls(
     steps = [IntToFloatTensor()] if policy == Policy() else [IntToFloatTensor(), Augment(policy)]
     dls = datasets.dataloaders(bs=min(batch_size, len(rows['train'])), dl_type=StoreDL,
                                num_workers=0, dl_kwargs=(weights, {}), after_batch=steps)
-    dls.multi_label = bool(findings)
+    dls.multi_label, dls.images, dls.splits = bool(findings), store.images, tuple(cohort['split'])
     return dls
 
 def _check_every_class(vocab, present, rows, splits):
@@ -174,5 +174,9 @@ def test_loader(
     cohort:pd.DataFrame, # the cohort `dls` was made from
     split:str='test', # 'train', 'valid' or 'test'
 ): # a loader without shuffling, balancing or augmentation, in the cohort's order
-    "A loader over one split, for prediction."
+    "A loader over one split, for prediction. Raises `CohortError` for another cohort, or another split of it."
+    if split not in SPLITS: raise CohortError(f"Unknown split {split!r}: use {', '.join(SPLITS)}.")
+    if tuple(cohort['image']) != dls.images or tuple(cohort['split']) != dls.splits:
+        raise CohortError("The loaders were made from another cohort, or from another split of this one: rows would be "
+                          "mistaken for others. Use the very cohort that `make_dls` was given.")
     return dls.test_dl(np.flatnonzero(cohort['split'] == split).tolist(), with_labels=True)

@@ -9,7 +9,7 @@ __all__ = ['SETTINGS', 'PHANTOM', 'IMAGE_SIZE', 'TINY_SETTINGS', 'TINY_PHANTOM',
 import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script`', category=FutureWarning)  # fastai's, not the reader's
 
-# %% ../nbs/20_command_line.ipynb #129f367e
+# %% ../nbs/20_command_line.ipynb #5cc37fce
 import argparse
 import errno
 import json
@@ -20,7 +20,7 @@ from time import perf_counter
 
 import cxr_learn
 from .audit import audit, read_collection, report_audit
-from .cohorts import (CohortError, patient_noun, require_one_label, sample_patients, split_by_patient,
+from .cohorts import (CohortError, check_test_labels, patient_noun, require_one_label, sample_patients, split_by_patient,
                                summarise_cohort, write_atomically)
 from .evaluation import compare_with_first, run_study, score_table, seed_table, write_report
 from .freezing import freezing_plan
@@ -40,7 +40,7 @@ TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
 TINY_PHANTOM = dict(patients=280, images_per_patient=(1, 1))
 TINY_IMAGE_SIZE = 48
 
-# %% ../nbs/20_command_line.ipynb #2be4b968
+# %% ../nbs/20_command_line.ipynb #c5c19474
 def demo(
     data:str='phantom', # one of `LOADERS`
     path:str|Path|None=None, # folder of the data; the phantom is made, others are looked for in `CXR_DATA`
@@ -68,7 +68,7 @@ def demo(
     if image_size is not None: size = image_size
     if size < 32: raise CohortError(f"image_size = {size}: five poolings need at least 32 pixels.")
     if seeds < 1: raise CohortError(f"seeds = {seeds}: train at least once.")
-    if seed < 0: raise CohortError(f"seed = {seed}: use 0 or more.")
+    if not 0 <= seed < 2**31: raise CohortError(f"seed = {seed}: use 0 or more, below 2**31.")
     if settings['epochs'] < 1: raise CohortError(f"epochs = {epochs}: train at least one.")
     runs = freezing_plan('resnet18', weights, range(seed, seed + seeds), frozen_blocks)
     if limit is not None and limit < 1: raise CohortError(f"limit = {limit}: use at least one image.")
@@ -84,6 +84,7 @@ def demo(
     cohort = split_by_patient(cohort, seed=seed, leaky=leaky)
     store = build_store(cohort, out/'store', size, on_error='skip' if skip_unreadable else 'raise', progress=progress)
     cohort = readable_part(cohort, store)
+    check_test_labels(cohort)
     say(summarise_cohort(cohort).attrs['caption'])
     if len(store.unreadable): say(f'Left out because unreadable: {len(store.unreadable)} file(s), listed in the report.')
 
@@ -127,7 +128,7 @@ def _write_results(study, cohort, store, out, data, started, say):
     say(f'Not for clinical use. Report: {report}')
     return report
 
-# %% ../nbs/20_command_line.ipynb #861bd10c
+# %% ../nbs/20_command_line.ipynb #61ab30cd
 def _parser():
     parser = argparse.ArgumentParser(
         prog='cxr_learn', description='Transfer learning for chest radiographs. Not for clinical use.')
@@ -147,7 +148,7 @@ def _add_demo(run):
     run.add_argument('--path', help='folder of the data; the phantom is made where none is given')
     run.add_argument('--task', help='which classes, where a set offers several: pneumonia, type, bacterial_or_viral, cause, covid')
     run.add_argument('--new-split', action='store_true', help="forget the set's official test part and split anew by patient")
-    run.add_argument('--leaky', action='store_true', help='split images and not patients: wrong, and every result says so')
+    run.add_argument('--leaky', action='store_true', help='split images and not patients: wrong, and the report says so')
     run.add_argument('--skip-unreadable', action='store_true', help='leave unreadable files out and list them in the report')
     run.add_argument('--out', help='folder for the results; results/demo, and a name of its own for other runs')
     run.add_argument('--seed', type=int, default=0, help='of the phantom, the split and the first training; 0 if not given')
@@ -208,6 +209,11 @@ def main(
     except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
         if options.traceback: raise
         print(f'cxr_learn: {_in_one_line(error)}', file=sys.stderr)
+        return 2
+    except Exception as error:
+        if options.traceback: raise
+        print(f'cxr_learn: {type(error).__name__}: {_in_one_line(error)}. This is a fault of the program: please report it, '
+              'with what --traceback shows.', file=sys.stderr)
         return 2
 
 def _audit(options):

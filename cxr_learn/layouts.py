@@ -38,7 +38,7 @@ def coronahack_images(
     nested = Path(folder)/CORONAHACK_NEST/CORONAHACK_NEST
     return (nested if nested.is_dir() else Path(folder))/split
 
-# %% ../nbs/03c_layouts.ipynb #9a69f9e2
+# %% ../nbs/03c_layouts.ipynb #41fd5fe3
 _KINDS = {'normal': 'normal', 'diffuse interstitial pattern': 'viral', 'bilateral peripheral ground-glass': 'COVID-19'}
 _TEST_EVERY = 5  # each fifth patient of a kind goes to the official test part
 
@@ -46,7 +46,12 @@ def _dressed(table):
     "The table with `kind`, the number of the patient within its kind, and an official `part`"
     table = table.assign(kind=table['label'].map(lambda label: _KINDS.get(label, 'bacterial')))
     number = table.groupby('kind')['patient_id'].transform(lambda patients: pd.factorize(patients)[0] + 1)
-    return table.assign(number=number, part=(number % _TEST_EVERY == 0).map({True: 'test', False: 'train'}))
+    return table.assign(number=number, part=_parts(table, number))
+
+def _parts(table, number):
+    "The official part of each row: the phantom's own where it has one, planted overlap and all"
+    if 'split' in table: return table['split']
+    return (number % _TEST_EVERY == 0).map({True: 'test', False: 'train'})
 
 # %% ../nbs/03c_layouts.ipynb #c31dc4b9
 def _kermany_names(table):
@@ -94,7 +99,7 @@ def _save_covid_radiography(phantoms, folder):
         _write(folder/words[kind]/'images'/name, phantoms.images[number])
         _write(folder/words[kind]/'masks'/name, phantoms.masks['lungs'][number] * 255)
 
-# %% ../nbs/03c_layouts.ipynb #3f9a2b43
+# %% ../nbs/03c_layouts.ipynb #da6bffc6
 def _nih_labels(table):
     "The findings of each row in the set's words"
     def word(finding):
@@ -116,7 +121,7 @@ def _save_nih(phantoms, folder):
         'Image Index': names, 'Finding Labels': _nih_labels(table), 'Follow-up #': follow_up, 'Patient ID': patient,
         'Patient Age': table['age'], 'Patient Gender': table['sex'], 'View Position': table['view'],
     }).to_csv(folder/NIH_TABLE[0], index=False)
-    test = patient % _TEST_EVERY == 0
+    test = _parts(table, patient) == 'test'
     for split, here in (('train', ~test), ('test', test)):
         (folder/NIH_LISTS[split]).write_text('\n'.join(name for name, one in zip(names, here) if one) + '\n')
 

@@ -49,7 +49,7 @@ def _with_task(rows, task, tasks):
     rows = rows.assign(label=rows['label'].map(tasks[task]))
     return rows[rows['label'].notna()]
 
-# %% ../nbs/03d_public_sets.ipynb #bfce1c32
+# %% ../nbs/03d_public_sets.ipynb #54cfb32d
 def load_kermany(
     folder:str|Path, # holds train/ and test/, each with NORMAL/ and PNEUMONIA/
     task:str='pneumonia', # one of `TASKS`
@@ -64,7 +64,7 @@ def load_kermany(
     rows = []
     for path in image_files(folder):
         folders = path.relative_to(folder).parts
-        if len(folders) != 3 or folders[0] not in ('train', 'val', 'test'): continue
+        if len(folders) < 3 or folders[0] not in ('train', 'val', 'test'): continue
         split = 'test' if folders[0] == 'test' else 'train'
         patient_id, kind = kermany_patient(path.name, split)
         if (kind == 'normal') != (folders[1] == 'NORMAL'):
@@ -80,7 +80,7 @@ def _looks_like_kermany(folder):
     return all((folder/split/kind).is_dir()
                for split in ('train', 'test') for kind in ('NORMAL', 'PNEUMONIA'))
 
-# %% ../nbs/03d_public_sets.ipynb #4f0dbdea
+# %% ../nbs/03d_public_sets.ipynb #c1ab3d7b
 CORONAHACK_TASKS = {
     'cause': {'normal': 'normal', 'bacterial': 'bacterial', 'viral': 'viral', 'COVID-19': 'COVID-19'},
     'covid': {'normal': 'normal', 'bacterial': 'other pneumonia', 'viral': 'other pneumonia', 'COVID-19': 'COVID-19'}, **TASKS}
@@ -98,7 +98,7 @@ def load_coronahack(
     folder = existing_folder(folder)
     table_file = folder/CORONAHACK_TABLE
     if not table_file.is_file(): raise CohortError(f"{folder} lacks {CORONAHACK_TABLE}: it is not CoronaHack's layout.")
-    table = pd.read_csv(table_file, dtype=str)
+    table = pd.read_csv(table_file, dtype=str, keep_default_na=False)  # an empty cell is '', not a number
     wanted = ['X_ray_image_name', 'Label', 'Dataset_type', 'Label_1_Virus_category', 'Label_2_Virus_category']
     lacking = sorted(set(wanted) - set(table.columns))
     if lacking: raise CohortError(f"{table_file} lacks the column(s) {', '.join(lacking)}: get the table anew.")
@@ -122,7 +122,7 @@ def _coronahack_kind(name, label, cause, agent):
     "What the organisers' three columns say, in the words of this course"
     if agent == 'COVID-19': return 'COVID-19'
     kind = {('Normal', ''): 'normal', ('Pnemonia', 'bacteria'): 'bacterial', ('Pnemonia', 'Virus'): 'viral',
-            ('Pnemonia', 'Stress-Smoking'): 'other'}.get((label, '' if pd.isna(cause) else cause))
+            ('Pnemonia', 'Stress-Smoking'): 'other'}.get((label, cause))
     if kind is None: raise CohortError(f"{CORONAHACK_TABLE}: {name} is {label!r}, {cause!r}, which no release has: check its row.")
     return kind
 
@@ -152,7 +152,7 @@ def load_covid_radiography(
     cohort['lung_mask'] = [str(mask) if mask.is_file() else None for mask in masks]
     return cohort
 
-# %% ../nbs/03d_public_sets.ipynb #d39becf3
+# %% ../nbs/03d_public_sets.ipynb #43cccb83
 _NIH_COLUMNS = ('Image Index', 'Finding Labels', 'Patient ID', 'Patient Age', 'Patient Gender', 'View Position')
 _OLDEST = 120  # years: a few ages of the table are typing errors such as 411
 
@@ -170,7 +170,13 @@ def load_nih(
     table = pd.read_csv(found).rename(columns={'Patient Sex': 'Patient Gender'})  # so it is called since 2020
     lacking = sorted(set(_NIH_COLUMNS) - set(table.columns))
     if lacking: raise CohortError(f"{found} lacks the column(s) {', '.join(lacking)}: get the table anew.")
-    files = {path.stem: path for path in image_files(folder)}
+    unfilled = table[['Image Index', 'Finding Labels', 'Patient ID']].isna().any(axis=1)
+    if unfilled.any(): raise CohortError(f"{found}: row {int(unfilled.idxmax()) + 2} lacks its image, finding or patient: correct it.")
+    files, listed = {}, {Path(name).stem for name in table['Image Index']}
+    for path in image_files(folder):
+        if path.stem in listed and path.stem in files:
+            raise CohortError(f"{files[path.stem]} and {path} are both {path.stem}: name the folder of one size only.")
+        files[path.stem] = path
     table['path'] = [files.get(Path(name).stem) for name in table['Image Index']]
     missing = table['path'].isna()
     if missing.any() and not partial:
@@ -210,7 +216,7 @@ REMARKS = {
     'nih_chestxray14': 'One American hospital; labels read from reports by a program and often wrong (Oakden-Rayner, Acad Radiol '
                        '2020;27:106-112). Several images per patient.'}
 
-# %% ../nbs/03d_public_sets.ipynb #c1751fd4
+# %% ../nbs/03d_public_sets.ipynb #d02efa91
 LOADERS:dict[str, Callable] = {
     'phantom': load_phantom, 'kermany': load_kermany, 'coronahack': load_coronahack,
     'covid_radiography': load_covid_radiography, 'nih_chestxray14': load_nih, 'folder': load_folder, 'csv': load_csv}
@@ -249,5 +255,5 @@ def find_collection(
     named = os.environ.get('CXR_DATA')
     here = Path.cwd()  # a relative path is meant from the project's folder, and notebooks run below it
     root = next((p/named for p in (here, *here.parents) if (p/named).is_dir()), None) if named else None
-    if root is None: return None
+    if root is None or name not in _LAYOUTS: return None
     return next((f for f in sorted(root.iterdir()) if f.is_dir() and _LAYOUTS[name](f)), None)

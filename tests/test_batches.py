@@ -113,16 +113,14 @@ def test_copies_bring_every_label_to_parity_in_the_training_part_only(cohort):
     pd.testing.assert_frame_equal(enlarged.iloc[:len(cohort)].drop(columns='copy'), cohort)
     assert store.pixels[:len(cohort)].equal(noise_store(cohort).pixels)
 
-def test_a_patients_copies_stay_on_one_side_also_when_split_anew(cohort):
+def test_a_patients_copies_stay_on_one_side_and_are_made_last(cohort):
     enlarged, _ = balance_by_copies(cohort, noise_store(cohort))
     check_disjoint(enlarged)
     copies = enlarged[enlarged['copy'] > 0]
     originals = cohort.set_index('image')['patient_id']
     assert (copies['patient_id'].to_numpy() == originals[copies['image'].str.split('#').str[0]].to_numpy()).all()
-    for seed in range(3):
-        anew = split_by_patient(enlarged.assign(split=None), seed=seed)
-        check_disjoint(anew)
-        assert (anew.groupby(anew['image'].str.split('#').str[0])['split'].nunique() == 1).all()
+    with pytest.raises(CohortError, match='copies'): split_by_patient(enlarged.assign(split=None))  # validation would hold copies
+    with pytest.raises(CohortError, match='copies already'): balance_by_copies(enlarged, noise_store(enlarged))
 
 def test_no_image_is_copied_before_its_turn(cohort):
     enlarged, _ = balance_by_copies(cohort, noise_store(cohort))
@@ -275,3 +273,11 @@ def test_the_augmentation_of_a_loader_is_a_step_of_its_pipeline(cohort):
     steps = [step for step in dls.train.after_batch.fs if isinstance(step, Augment)]
     assert [step.policy for step in steps] == [POLICIES['bolhassani']]
     assert not any(isinstance(step, Augment) for step in make_dls(cohort, noise_store(cohort), augment=False).train.after_batch.fs)
+
+def test_a_loader_for_another_cohort_is_refused(cohort):
+    "Row numbers of one cohort are other patients in another"
+    dls = make_dls(cohort, noise_store(cohort), batch_size=8)
+    for other in (cohort[cohort['split'] == 'test'].reset_index(drop=True), cohort.sample(frac=1, random_state=0).reset_index(drop=True),
+                  split_by_patient(cohort.assign(split=None), seed=5)):
+        with pytest.raises(CohortError, match='another'): loader_of(dls, other)
+    with pytest.raises(CohortError, match='tset'): loader_of(dls, cohort, 'tset')

@@ -2,7 +2,8 @@
 import pandas as pd
 import pytest
 
-from cxr_learn.cohorts import CohortError, is_leaky, sample_patients, split_by_patient, summarise_cohort
+from cxr_learn.cohorts import (CohortError, check_disjoint, is_leaky, make_cohort, sample_patients, split_by_patient,
+                               summarise_cohort)
 
 def cohort(images_per_patient, labels=('a', 'b')):
     rows = [dict(image=f'{label}{p}_{i}', patient_id=f'{label}{p}', label=label, split=None)
@@ -42,7 +43,41 @@ def test_a_leaky_split_must_be_asked_for_and_is_marked():
     with pytest.warns(UserWarning, match='leaky'): leaky = split_by_patient(whole, leaky=True)
     assert (leaky.groupby('patient_id')['split'].nunique() > 1).any()
     assert is_leaky(leaky) and 'leaky' in summarise_cohort(leaky).attrs['caption']
-    assert not is_leaky(split_by_patient(whole))
+    honest = split_by_patient(leaky.assign(split=None))
+    assert not is_leaky(honest) and set(leaky['patient_rule']) == {'given'}
+
+def test_a_leaky_split_leaks_into_an_official_test_set_too():
+    official = cohort([5] * 40).assign(patient_rule='given')
+    official['split'] = official['patient_id'].isin(['a1', 'b2']).map({True: 'test', False: None})
+    with pytest.warns(UserWarning): leaky = split_by_patient(official, leaky=True)
+    test, rest = (set(leaky[side]['patient_id']) for side in (leaky['split'] == 'test', leaky['split'] != 'test'))
+    assert len(test & rest) > 10
+
+@pytest.mark.parametrize('seed', range(10))
+def test_a_label_that_is_nobodys_commonest_reaches_the_test_set(seed):
+    whole = cohort([4] * 30, labels=('a',))
+    whole.loc[whole['image'].str.endswith('_0') & (whole.groupby('patient_id').ngroup() < 4), 'label'] = 'b'
+    split = split_by_patient(whole, seed=seed)
+    check_disjoint(split)
+    assert set(split.query("split == 'test'")['label']) == {'a', 'b'}
+
+ROWS = pd.DataFrame(dict(image=['1', '2'], path='-', patient_id=['P1', 'P1 '], patient_rule='given', source='s', label=['x', ' x']))
+
+def test_blanks_and_numbers_make_no_new_patient_or_class():
+    made = make_cohort(ROWS)
+    assert made['patient_id'].nunique() == made['label'].nunique() == 1
+    assert make_cohort(ROWS.assign(patient_id=pd.Series([1, '1'], dtype=object)))['patient_id'].nunique() == 1
+    assert make_cohort(ROWS.assign(label=[0, 1]))['label'].tolist() == ['0', '1']
+
+def test_the_words_of_a_split_are_known_or_refused():
+    assert make_cohort(ROWS.assign(split=['Test ', 'val']))['split'].tolist() == ['test', 'valid']
+    with pytest.raises(CohortError, match='holdout'): make_cohort(ROWS.assign(split=['holdout', 'test']))
+
+@pytest.mark.parametrize('columns, said', [
+    (dict(label='A|B'), 'several findings'), (dict(label='ill', label_A=1), 'is labelled ill'),
+    ({'label_A': 1, 'label_No Finding': 1}, 'No Finding')])
+def test_labels_that_contradict_each_other_are_refused(columns, said):
+    with pytest.raises(CohortError, match=said): make_cohort(ROWS.drop(columns='label').assign(**columns))
 
 def test_a_class_that_the_official_test_set_lacks_is_named():
     official = cohort([1] * 20)

@@ -82,6 +82,16 @@ def test_a_faulty_copy_of_nih_is_refused(tmp_path, break_it, said):
     break_it(folder)
     with pytest.raises(CohortError, match=said): load_nih(folder)
 
+def test_two_sizes_of_one_nih_image_are_refused(tmp_path):
+    folder = nih(tmp_path, NIH_ROWS)
+    picture(folder/'resized/00000001_000.png')
+    with pytest.raises(CohortError, match='one size only'): load_nih(folder)
+
+def test_a_planted_overlap_survives_the_export(tmp_path):
+    faulty = make_phantoms(patients=40, findings=DEMO_FINDINGS, images_per_patient=(2, 3), image_size=32, official_test=.4, patient_overlap=.5)
+    cohort = load_nih(save_as('nih_chestxray14', faulty, tmp_path/'nih'))
+    assert (cohort.groupby('patient_id')['split'].nunique() > 1).sum() == (faulty.table.groupby('patient_id')['split'].nunique() > 1).sum() > 0
+
 def test_coronahack_joins_covid_images_once(home):
     folder, copy = home('coronahack'), home('covid_chestxray')
     plain, joined = load_coronahack(folder, official=False), load_coronahack(folder, official=False, covid_folder=copy)
@@ -129,7 +139,9 @@ def test_a_table_with_several_findings(tmp_path):
 @pytest.mark.parametrize('text, said', [
     ('image,label\n', 'no images'), ('image\na.png\n', 'column label'), ('label\nx\n', 'column image'), ('', 'as a table'),
     ('image,label\na.png,x\nlost.png,y\n', 'lost.png'), ('image,label,patient_id\na.png,x,\n', 'patient_id'),
-    ('image,label\na.png,x\na.png,y\n', 'twice')])
+    ('image,label\na.png,x\na.png,y\n', 'twice'), ('image,label\na.png,x\n./a.png,y\n', 'twice'),
+    ('image,label\n../a.png,x\n', 'below a folder'), ('image,label\n/etc/a.png,x\n', 'below a folder'),
+    ('image,label_x,label_x\na.png,1,0\n', 'label_x twice')])
 def test_a_faulty_table_is_refused(tmp_path, text, said):
     picture(tmp_path/'in/a.png')
     (tmp_path/'in/t.csv').write_text(text)
