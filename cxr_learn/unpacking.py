@@ -6,10 +6,11 @@
 __all__ = ['FetchError', 'member_path', 'Member', 'members', 'is_archive', 'Limits', 'is_leaving', 'unpack', 'manifest_file',
            'write_manifest', 'read_manifest', 'folder_contents', 'compare_contents', 'verify']
 
-# %% ../nbs/01b_unpacking.ipynb #c8c4c18b
+# %% ../nbs/01b_unpacking.ipynb #5a4743cf
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -32,12 +33,13 @@ from .cohorts import write_atomically
 class FetchError(ValueError):
     "A set could not be had, or is not what it should be; the message says how to go on"
 
-# %% ../nbs/01b_unpacking.ipynb #b34faebb
+# %% ../nbs/01b_unpacking.ipynb #549a17ed
 _STRANGE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 _DEVICE = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 def member_path(
     name:str, # as the archive writes it
+    archive:str='The archive', # its name, for the message
 ) -> PurePosixPath: # relative, without '.' and '..'
     "The path that an archive asks for. Raises `FetchError` where it is not safe everywhere."
     path = PurePosixPath(name)
@@ -48,8 +50,8 @@ def member_path(
     elif any(part != part.rstrip('. ') for part in path.parts): why = 'ends in a dot or a space'
     elif not name.isprintable(): why = 'is not text'
     else: return path
-    raise FetchError(f"The archive asks for {name!r}, which {why}: it is not safe to unpack. Do "
-                     "not use it; tell its publisher.")
+    raise FetchError(f"{archive} asks for {name!r}, which {why}: it is not safe to unpack. Do not "
+                     "use it; tell its publisher.")
 
 # %% ../nbs/01b_unpacking.ipynb #c38c8c3d
 class Member(NamedTuple):
@@ -143,7 +145,7 @@ def _tar_members(source):
         if padding.strip(b'\0') or stream.read(1):
             raise tarfile.ReadError('something follows the end')
 
-# %% ../nbs/01b_unpacking.ipynb #a7a4a2d0
+# %% ../nbs/01b_unpacking.ipynb #b3a029ad
 class Limits(NamedTuple):
     "What an archive may ask for"
     files: int = 500_000 # and folders
@@ -153,8 +155,9 @@ class Limits(NamedTuple):
     reserve: int = 10**8 # bytes that must stay free on the disk
 
 _CHUNK = 2**20  # bytes read at a time
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError,
-           NotImplementedError, RuntimeError, ValueError, LookupError, OverflowError, struct.error)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError,
+           EOFError, NotImplementedError, RuntimeError, ValueError, LookupError, OverflowError,
+           struct.error)
 _LEAVINGS = {'__MACOSX', '.DS_Store', 'Thumbs.db', 'desktop.ini'}  # of archive tools and desktops
 
 def is_leaving(path:PurePosixPath) -> bool: return not _LEAVINGS.isdisjoint(path.parts)
@@ -175,16 +178,16 @@ def unpack(
                          "choose another.")
     staging = folder.with_name(f'.{folder.name}.unpacking')
     shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed
-    contents, taken, position = {}, {}, 'its beginning'
+    contents, taken = {}, {}
     try:
         staging.mkdir(parents=True)
         for source in map(Path, sources):
-            allowance = limits.bytes
+            allowance, position = limits.bytes, 'its beginning'
             if source.is_file():
                 allowance = min(allowance, max(limits.small, limits.ratio * source.stat().st_size))
             for member in members(source):
-                path, position = member_path(member.name), member.name
-                _claim(path, member.is_folder, taken)
+                path, position = member_path(member.name, source.name), member.name
+                _claim(source, path, member.is_folder, taken)
                 allowance -= member.bytes
                 _check_room(source, len(taken), allowance, member.bytes, staging, limits)
                 if member.is_folder or is_leaving(path): continue
@@ -201,17 +204,17 @@ def unpack(
     finally: shutil.rmtree(staging, ignore_errors=True)
     return contents
 
-# %% ../nbs/01b_unpacking.ipynb #0a362264
-def _claim(path, is_folder, taken):
+# %% ../nbs/01b_unpacking.ipynb #6c5588a6
+def _claim(source, path, is_folder, taken):
     "Note the place of a member and of the folders above it; refuse a place that is taken"
     wanted = [(parent, True) for parent in reversed(path.parents)] + [(path, is_folder)]
     for place, kind in wanted:
         key = unicodedata.normalize('NFC', place.as_posix()).casefold()
         before = taken.setdefault(key, (place, kind, path))
         if before[:2] != (place, kind) or (not kind and before[2] is not path):
-            raise FetchError(f"The archive asks for {before[2].as_posix()!r} and "
-                             f"{path.as_posix()!r}, which are one place on some systems: nothing "
-                             "was unpacked. Do not use the archive.")
+            raise FetchError(f"{source.name} asks for {path.as_posix()!r}, and something asked for "
+                             f"{before[2].as_posix()!r}, which is the same place on some systems: "
+                             "nothing was unpacked. Do not use the archive.")
 
 def _check_room(source, count, allowance, size, staging, limits):
     if count > limits.files:
@@ -242,12 +245,15 @@ def _write(member, target):
                        f'{"more" if left < 0 else "fewer"}')
     return member.bytes, digest.hexdigest()
 
-# %% ../nbs/01b_unpacking.ipynb #28adbe63
+# %% ../nbs/01b_unpacking.ipynb #4f09bb4f
 def manifest_file(
     folder:str|Path, # of a set
 ) -> Path:
-    "Where the manifest of a folder is: beside it, and not among the publisher's files."
-    folder = Path(folder)
+    """Where the manifest of a folder is: beside it, and not among the publisher's files.
+
+    Raises `FetchError` for the root of a disk, which has no beside."""
+    folder = Path(folder).resolve()  # '.' and '..' have no name
+    if not folder.name: raise FetchError(f"{folder} is the root of a disk: choose a folder in it.")
     return folder.with_name(f'{folder.name}.manifest.json')
 
 def write_manifest(
@@ -273,8 +279,11 @@ def read_manifest(
         manifest = json.loads(file.read_text(encoding='utf-8'))
         manifest['files'] = {path: (int(size), str(digest))
                              for path, (size, digest) in manifest['files'].items()}
+        parts = manifest.get('parts', [])
+        if not (isinstance(parts, list) and all(isinstance(part, str) for part in parts)):
+            raise TypeError("'parts' is not a list of names")
         return manifest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FetchError(f"{file} cannot be read as a manifest ({type(error).__name__}: {error}): "
                          "put back the right one, or remove it to trust the folder as it is "
                          "now.") from None

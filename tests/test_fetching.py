@@ -568,6 +568,38 @@ def test_a_disk_that_fills_while_unpacking(tmp_path, monkeypatch):
     monkeypatch.setattr(unpacking, '_write', full)
     refused(path, tmp_path, 'No space left.*untouched')
 
+def test_damaged_lzma_is_said(tmp_path):
+    path = archive_of(tmp_path, ('a.png', noise(1, 4000)), compression=zipfile.ZIP_LZMA)
+    good = path.read_bytes()
+    for position in range(44, 3900, 97):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 8]) + good[position + 1:])
+        refused(path, tmp_path, 'a.zip is damaged')
+
+def test_a_name_that_is_not_text_is_refused_with_the_name_of_the_archive(tmp_path):
+    archive_of(tmp_path, ('good.png', b'1'), name='first.zip')
+    path = archive_of(tmp_path, ('caf\u00e9.png', b'1'), name='second.zip')
+    path.write_bytes(path.read_bytes().replace('\u00e9'.encode(), b'\xff\xfe'))
+    refused([tmp_path/'first.zip', path], tmp_path, 'second.zip is damaged at its beginning')
+    odd_name = tar_of(tmp_path, ('caf\udcff.png', b'1'), name='third.tar.gz')
+    refused(odd_name, tmp_path, 'third.tar.gz asks for .*not text')
+
+def test_a_folder_without_a_name_of_its_own(tmp_path, monkeypatch):
+    (tmp_path/'set/below').mkdir(parents=True)
+    (tmp_path/'set/a.png').write_bytes(b'1')
+    unpacking.write_manifest(tmp_path/'set', unpacking.folder_contents(tmp_path/'set'))
+    for here, folder in (('set', '.'), ('set/below', '..'), ('', 'set/below/..')):
+        monkeypatch.chdir(tmp_path/here)
+        assert manifest_file(folder) == tmp_path/'set.manifest.json' and len(verify(folder)) == 0
+    with pytest.raises(FetchError, match='root of a disk'): verify('/')
+
+@pytest.mark.parametrize('text', ['{"files": {}, "parts": 5}', '{"files": {}, "parts": [5]}', '[]',
+                                  '{"files": {"a": [1e999, ""]}}', '{"files": 5}'])
+def test_a_manifest_of_other_types(server, tmp_path, text):
+    (tmp_path/'small').mkdir()
+    (tmp_path/'small.manifest.json').write_text(text)
+    with pytest.raises(FetchError, match='cannot be read as a manifest'):
+        fetch(card_of(server), tmp_path/'small', **quiet)
+
 def test_modes_and_times_of_the_archive_are_not_taken(tmp_path):
     unpack(tar_of(tmp_path, (odd('a', mode=0o7777, uid=0, mtime=1), b'1')), tmp_path/'out')
     assert (tmp_path/'out/a').stat().st_mode & 0o7111 == 0
