@@ -204,7 +204,7 @@ def unpack(
     finally: shutil.rmtree(staging, ignore_errors=True)
     return contents
 
-# %% ../nbs/01b_unpacking.ipynb #6c5588a6
+# %% ../nbs/01b_unpacking.ipynb #18803c9b
 def _claim(source, path, is_folder, taken):
     "Note the place of a member and of the folders above it; refuse a place that is taken"
     wanted = [(parent, True) for parent in reversed(path.parents)] + [(path, is_folder)]
@@ -212,8 +212,8 @@ def _claim(source, path, is_folder, taken):
         key = unicodedata.normalize('NFC', place.as_posix()).casefold()
         before = taken.setdefault(key, (place, kind, path))
         if before[:2] != (place, kind) or (not kind and before[2] is not path):
-            raise FetchError(f"{source.name} asks for {path.as_posix()!r}, and something asked for "
-                             f"{before[2].as_posix()!r}, which is the same place on some systems: "
+            raise FetchError(f"{source.name} asks for {path.as_posix()!r} after "
+                             f"{before[2].as_posix()!r}, which are one place on some systems: "
                              "nothing was unpacked. Do not use the archive.")
 
 def _check_room(source, count, allowance, size, staging, limits):
