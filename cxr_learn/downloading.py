@@ -61,7 +61,7 @@ def _get(url, headers, timeouts):
     raise FetchError(f"The server redirects again and again, lately to {url}: try later, or get "
                      "the file in a browser.")
 
-# %% ../nbs/01c_downloading.ipynb #e741b3e9
+# %% ../nbs/01c_downloading.ipynb #0d2d80cb
 class _Interrupted(Exception):
     "A fault that may pass; `pause` is how many seconds the server asked us to wait"
     def __init__(self, why, pause=0): super().__init__(why); self.pause = pause
@@ -88,11 +88,11 @@ def _start_anew(part):
     _state_file(part).unlink(missing_ok=True)
 
 def _attempt(file, part, timeouts, limit, report):
-    "Ask once, for all or for the rest, and write what comes"
+    "Ask once, and write what comes; whether anything told where the file ends"
     state = _read_state(part, file.url)
     identity = state['identity'] if state else ''
     have = part.stat().st_size if state and (identity or file.digest) else 0
-    if have and have == (file.bytes or state.get('total')): return  # only its name was missing
+    if have and have == (file.bytes or state.get('total')): return True  # only its name is missing
     headers = {'Accept-Encoding': 'identity', 'User-Agent': 'cxr_learn', 'Connection': 'close'}
     if have: headers |= {'Range': f'bytes={have}-'} | ({'If-Range': identity} if identity else {})
     with _get(file.url, headers, timeouts) as response:
@@ -116,9 +116,22 @@ def _attempt(file, part, timeouts, limit, report):
                                      "the page of the set.")
                 target.write(chunk)
                 report(have, expected)
-    if have < (expected or 0): raise _Interrupted(f'{have} of {expected} bytes came')
+        chunked = 'chunked' in response.headers.get('Transfer-Encoding', '').lower()
+    with open(part, 'rb') as arrived: start = arrived.read(1000)
+    try: _refuse_page(file, _PAGE_STARTS.match(start))
+    except FetchError: _start_anew(part); raise
+    if have < (expected or 1): raise _Interrupted(f'{have} of {expected or "?"} bytes came')
+    return bool(expected or chunked or file.digest)
 
-# %% ../nbs/01c_downloading.ipynb #5eb4427d
+_PAGE_STARTS = re.compile(rb'[\xef\xbb\xbf\s]*<(!doctype html|html)', re.IGNORECASE)
+
+def _refuse_page(file, is_page):
+    if is_page and not file.name.lower().endswith(('.html', '.htm')):
+        raise FetchError(f"A web page came where {file.name} should be: a log-in, terms to accept, "
+                         "or a page of regret. Get the file in a browser and call again with "
+                         "`from_path` (--from).")
+
+# %% ../nbs/01c_downloading.ipynb #9904644a
 def _check_answer(response, file, part, have, identity):
     "The size of the whole file, or None. Raises where the answer is not (the rest of) the file."
     status, headers = response.status_code, response.headers
@@ -131,10 +144,7 @@ def _check_answer(response, file, part, have, identity):
         raise _Interrupted('the server has no such part of the file')
     if status not in (200, 206):
         raise _Interrupted(f'the server answered {status}', _pause(headers.get('Retry-After', '')))
-    if headers.get('Content-Type', '').startswith('text/html'):
-        raise FetchError(f"A web page came where {file.name} should be: a log-in, terms to accept, "
-                         "or a page of regret. Get the file in a browser and call again with "
-                         "`from_path` (--from).")
+    _refuse_page(file, headers.get('Content-Type', '').strip().lower().startswith('text/html'))
     if headers.get('Content-Encoding', 'identity') != 'identity':
         raise _Interrupted('the server packed the file once more')
     if status == 206:
@@ -169,7 +179,7 @@ def _chunks(response, patience):
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _Interrupted(f'the line broke: {type(error).__name__}') from None
 
-# %% ../nbs/01c_downloading.ipynb #afb9085e
+# %% ../nbs/01c_downloading.ipynb #e321f08a
 PROGRESS = 2**22  # bytes after which an earlier failure is forgiven
 _LARGEST = 10**11 # bytes that a file of unknown size may have
 
@@ -183,15 +193,16 @@ def download(
 ) -> Path: # the whole file
     """Download a file, or the rest of it. It gets its name when its size and digest are right.
 
+    Where neither the card nor the server tells its size or its end, it has to come twice the same.
     Raises `FetchError`; what has arrived is kept for the next call, unless it is wrong."""
     folder = Path(folder)
     target, part = folder/file.name, folder/f'{file.name}.part'
-    failures, best, wrong, report = 0, 0, False, _bar(progress)
+    failures, best, wrong, seen, report = 0, 0, False, [], _bar(progress)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if target.exists() and not differs(target, file): return target
         while True:
-            try: _attempt(file, part, timeouts, _LARGEST, report)
+            try: end_is_known = _attempt(file, part, timeouts, _LARGEST, report)
             except (_Interrupted, requests.RequestException) as error:
                 have = part.stat().st_size if part.exists() else 0
                 failures = 1 if have - best >= PROGRESS else failures + 1
@@ -203,8 +214,15 @@ def download(
                 time.sleep(max(min(pause * 2**(failures - 1), 60), getattr(error, 'pause', 0)))
                 continue
             problem = differs(part, file)
-            if not problem: break
+            if not problem and not end_is_known:  # a line that was cut looks the same: come again
+                seen.append(_digest(part))
+            if not problem and (end_is_known or seen[-1:] == seen[-2:-1]): break
             _start_anew(part)
+            if not problem:
+                if len(seen) <= tries: continue
+                raise FetchError(f"{file.name} came {len(seen)} times and never twice the same; "
+                                 "its server does not say how long it is. It was removed. Get it "
+                                 "in a browser and call again with `from_path` (--from).")
             if wrong:
                 raise FetchError(f"{file.name} came twice and was wrong: {problem}. It was "
                                  "removed. The server has another file than the card means, or the "
@@ -230,8 +248,11 @@ def differs(
     if file.bytes and size != file.bytes: return f'{size} bytes, the card says {file.bytes}'
     if not file.digest: return None
     kind, _, expected = file.digest.partition(':')
-    with open(path, 'rb') as opened: found = hashlib.file_digest(opened, kind).hexdigest()
+    found = _digest(path, kind)
     return None if found == expected else f'its {kind} is {found}, the card says {expected}'
+
+def _digest(path, kind='sha256'):
+    with open(path, 'rb') as opened: return hashlib.file_digest(opened, kind).hexdigest()
 
 def _bar(progress):
     "A function that moves a progress bar, where one is wanted and the size is known"

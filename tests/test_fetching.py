@@ -299,6 +299,44 @@ def test_a_web_page_is_not_an_archive(server, tmp_path):
     server.misbehave = page
     with pytest.raises(FetchError, match='A web page came'): get(server, tmp_path)
 
+@pytest.mark.parametrize('kind, body', [
+    ('Text/HTML; charset=utf-8', b'please log in'), (' text/html', b'x'),
+    (None, b'\xef\xbb\xbf\n<!DOCTYPE html><p>log in'), ('application/zip', b'<HTML lang="en">')])
+def test_a_web_page_in_another_guise(server, tmp_path, kind, body):
+    def page(handler, visit):
+        handler.head(200, Content_Type=kind, Content_Length=len(body))
+        return handler.wfile.write(body)
+    server.misbehave = page
+    for _ in range(2):
+        with pytest.raises(FetchError, match='A web page came'): get(server, tmp_path)
+    assert not list(tmp_path.iterdir()) and len(server.requests) == 2
+    if kind is None:
+        wanted = download(server.file()._replace(name='page.html'), tmp_path, **QUICK)
+        assert wanted.read_bytes() == body
+
+@pytest.mark.parametrize('length', [0, None])
+def test_an_empty_answer_is_not_a_file(server, tmp_path, length):
+    server.misbehave = lambda handler, visit: handler.head(200, Content_Length=length) or True
+    with pytest.raises(FetchError, match='4 tries in a row'): get(server, tmp_path)
+    assert not (tmp_path/'set.zip').exists()
+
+@pytest.mark.parametrize('cuts, asked', [((None,), 2), ((30_000,), 3), ((30_000, None, 9000), 5)])
+def test_where_nothing_tells_the_end_the_file_has_to_come_twice(server, tmp_path, cuts, asked):
+    def old_style(handler, visit):
+        handler.head(200, ETag='"one"')
+        return handler.wfile.write(RELEASE[:cuts[visit - 1] if visit <= len(cuts) else None])
+    server.misbehave = old_style
+    assert get(server, tmp_path) == RELEASE and len(server.requests) == asked
+
+def test_a_file_without_an_end_that_is_never_the_same_is_given_up(server, tmp_path):
+    def cut(handler, visit):
+        handler.head(200)
+        return handler.wfile.write(RELEASE[:visit * 1000])
+    server.misbehave = cut
+    with pytest.raises(FetchError, match='came 5 times and never twice the same'):
+        get(server, tmp_path)
+    assert not list(tmp_path.iterdir())
+
 def test_redirects(server, tmp_path):
     target = {'/set.zip': '/other/place.zip', '/loop': '/loop', '/file': 'file:///etc/passwd',
               '/plain': 'http://example.org/set.zip', '/ftp': 'ftp://example.org/set.zip',
