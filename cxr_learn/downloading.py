@@ -61,7 +61,7 @@ def _get(url, headers, timeouts):
     raise FetchError(f"The server redirects again and again, lately to {url}: try later, or get "
                      "the file in a browser.")
 
-# %% ../nbs/01c_downloading.ipynb #0d2d80cb
+# %% ../nbs/01c_downloading.ipynb #0b95d6f7
 class _Interrupted(Exception):
     "A fault that may pass; `pause` is how many seconds the server asked us to wait"
     def __init__(self, why, pause=0): super().__init__(why); self.pause = pause
@@ -120,7 +120,8 @@ def _attempt(file, part, timeouts, limit, report):
     with open(part, 'rb') as arrived: start = arrived.read(1000)
     try: _refuse_page(file, _PAGE_STARTS.match(start))
     except FetchError: _start_anew(part); raise
-    if have < (expected or 1): raise _Interrupted(f'{have} of {expected or "?"} bytes came')
+    if not have: raise _Interrupted('nothing came')
+    if have < (expected or 0): raise _Interrupted(f'{have} of {expected} bytes came')
     return bool(expected or chunked or file.digest)
 
 _PAGE_STARTS = re.compile(rb'[\xef\xbb\xbf\s]*<(!doctype html|html)', re.IGNORECASE)
