@@ -100,7 +100,7 @@ def make_folder(path, classes=('ill', 'well'), patients=12, size=40, seed=0):
     (None, ['--data', 'kermany', '--path', 'absent'], 'no folder absent'),
     ('empty', [], 'no images'),
     ('one patient', [], 'rare has 1 patient'),
-    ('copies of others', [], 'no image of rare'),
+    ('copies of others', [], 'rare has 1 patient'),
     ('unreadable', [], 'broken.png cannot be read'),
     ('splits', [], 'which are splits'),
     ('not a table', ['--data', 'phantom'], 'cannot be read as a table'),
