@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CARRIERS', 'ask_on_terminal', 'from_kaggle', 'from_huggingface', 'find_layout', 'fetch']
 
-# %% ../nbs/02_fetching.ipynb #bc950014
+# %% ../nbs/02_fetching.ipynb #cb4646cb
 import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
@@ -86,7 +86,7 @@ def _sources(place, layout):
              and not any(part.startswith('.') for part in path.relative_to(place).parts)]
     return [path for path in files if is_archive(path) or path.suffix in ('.csv', '.txt', '.pdf')]
 
-# %% ../nbs/02_fetching.ipynb #63d901fb
+# %% ../nbs/02_fetching.ipynb #d3c8880b
 def fetch(
     name:str|Card, # one of `CARDS`, or a card of your own
     folder:str|Path|None=None, # where the set will be; data/NAME if None
@@ -111,10 +111,13 @@ def fetch(
     folder = Path(folder or Path('data', card.name))
     source, parts = _known_home(card, home, parts)
     if yes: ask = lambda question: True
+    if from_path is not None: _refuse_place(folder, from_path)
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with FileLock(_beside(folder, 'lock'), timeout=0):
             if ready := _ready(card, folder, parts, from_path, say): return ready
+            if folder.resolve() == Path.cwd():
+                raise FetchError(f"{folder} is the folder that you are in: name a folder in it.")
             if from_path is not None:
                 origin = f'a copy on disk, {Path(from_path).name}'
                 sources = _own_copy(card, source, Path(from_path), parts)
@@ -132,13 +135,23 @@ def fetch(
     except OSError as error:
         raise FetchError(f"{error.filename or folder} cannot be used ({error.strerror or error}). "
                          "Nothing was replaced; check the place and call again.") from None
-    say(f'{card.name} is whole: {len(read_manifest(folder)["files"])} files in {folder}, noted in '
-        f'{manifest_file(folder).name}')
+    say(f'{card.name} is in {folder}: {_how_whole(card, parts, read_manifest(folder)["files"])}; '
+        f'noted in {manifest_file(folder).name}')
     return root
 
-def _beside(folder, what): return folder.with_name(f'.{folder.name}.{what}')
+def _beside(folder, what):
+    return manifest_file(folder).with_name(f'.{folder.resolve().name}.{what}')
 
-# %% ../nbs/02_fetching.ipynb #7dd8caef
+def _refuse_place(folder, from_path):
+    "A set that is copied into itself would hold the traces of its copying"
+    if not str(from_path): raise FetchError("from_path (--from) is empty: name the copy on disk.")
+    place = Path(from_path).resolve()
+    if place in folder.resolve().parents:
+        raise FetchError(f"{folder} lies in {from_path}, from which it would be filled. Nothing was "
+                         "changed: choose a folder outside (--out), or name the same folder twice "
+                         "to take a set as it is.")
+
+# %% ../nbs/02_fetching.ipynb #58cb5688
 def _known_home(card, home, parts):
     "The home and the parts that are meant"
     if home not in card.homes:
@@ -166,16 +179,34 @@ def _ready(card, folder, parts, from_path, say):
                          "changed: choose another folder, or take a set as it is with `from_path` "
                          "(--from) naming the same folder.")
     contents = folder_contents(folder, digests=adopt)
+    amount = _how_whole(card, parts, contents)
     if manifest:
         _refuse_changes(card, folder, compare_contents(manifest['files'], contents),
                         'The folder was left as it is: move it away and call again.')
     else:
         write_manifest(folder, contents, set=card.name, release='a copy of the reader',
-                       home=folder.name)
-    say(f'{card.name} is there already in {folder}: {len(contents)} files, '
+                       home=folder.resolve().name)
+    say(f'{card.name} is there already in {folder}: {amount}; '
         + (f'{"all" if adopt else "names and sizes"} as first seen' if manifest
-           else f'taken as they are and noted in {manifest_file(folder).name}'))
+           else f'taken as it is and noted in {manifest_file(folder).name}'))
     return root
+
+# %% ../nbs/02_fetching.ipynb #f1af1cc0
+_IMAGES = {'.png', '.jpg', '.jpeg', '.dcm', '.dicom'}
+
+def _how_whole(card, parts, contents):
+    "What the number of images says, beside the card's. Raises where there is none."
+    paths = map(PurePosixPath, contents)
+    count = sum(path.suffix.lower() in _IMAGES and 'masks' not in path.parts for path in paths)
+    published = card.counts.get('images', sum(card.counts.values()))  # of findings, some have two
+    if not count:
+        raise FetchError(f"No image of {card.name} is there, only {len(contents)} other files: it "
+                         "was not taken. Look for the images, or get the set again.")
+    if parts: return f'{count:,} images in the parts that were asked for'
+    if not published: return f'{count:,} images; the card names no number'
+    if count == published: return f'whole, {count:,} images as the card says'
+    less = 'not whole' if count < published else 'not as published'
+    return f'{less}, {count:,} images; the card says {published:,}'
 
 # %% ../nbs/02_fetching.ipynb #d92371c0
 def _chosen(source, parts):
@@ -222,7 +253,7 @@ def _own_copy(card, source, place, parts):
                          "archives that you want.")
     return sources
 
-# %% ../nbs/02_fetching.ipynb #42a659b0
+# %% ../nbs/02_fetching.ipynb #fed1620c
 def _settle(card, folder, sources, downloaded, **facts):
     "Unpack, and give the folder its name if it is the set, and the one seen before"
     checking = _beside(folder, 'checking')
@@ -234,6 +265,7 @@ def _settle(card, folder, sources, downloaded, **facts):
             raise FetchError(f"What was unpacked is not the layout of {card.name}: "
                              f"{', '.join(card.layout)} are expected. Nothing was put into the "
                              "folder. Look at the page of the set: it may be another release.")
+        _how_whole(card, facts['parts'], contents)
         inside = root.relative_to(checking).as_posix()
         wrapped = inside != '.' and all(path.startswith(inside + '/') for path in contents)
         if wrapped: contents = {path[len(inside) + 1:]: known for path, known in contents.items()}

@@ -650,7 +650,7 @@ def test_fetch_makes_the_folder_that_the_loader_reads(server, tmp_path):
     assert root == tmp_path/'small'
     assert whole(root) == sorted(name.removeprefix('chest_xray/') for name in NAMES)
     assert visible(tmp_path) == ['small', 'small.manifest.json']
-    assert len(verify(root)) == 0 and 'is whole: 4 files' in said[-1]
+    assert len(verify(root)) == 0 and '4 images; the card names no number' in said[-1]
     assert fetch(card_of(server), tmp_path/'small', **quiet) == root and len(server.requests) == 1
 
 def test_the_question_shows_size_and_licence(server, tmp_path):
@@ -725,6 +725,61 @@ def test_own_copies(server, tmp_path):
     for wrong in (tmp_path/'nowhere', tmp_path/'kermany.manifest.json'):
         with pytest.raises(FetchError): fetch('kermany', tmp_path/'new', from_path=wrong, say=print)
     assert not (tmp_path/'new').exists()
+
+@pytest.mark.parametrize('out', ['set', 'below/set', '../browser/set'])
+def test_a_set_is_not_copied_into_itself(tmp_path, out):
+    browser = tmp_path/'browser'
+    unpack(archive_of(tmp_path, *((name, b'1') for name in NAMES)), browser)
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(FetchError, match='from which it would be filled.*outside'):
+        fetch('kermany', browser/out, from_path=browser, say=print)
+    assert sorted(tmp_path.rglob('*')) == before
+
+@pytest.mark.parametrize('share, words', [
+    (1, 'not whole, 4 images; the card says 5,856'), (0, 'No image')])
+def test_a_few_images_are_not_the_whole_set(tmp_path, share, words):
+    copy = tmp_path/'copy'
+    for name in NAMES:
+        (copy/name).parent.mkdir(parents=True, exist_ok=True)
+        (copy/name).with_suffix('.jpeg' if share else '.txt').write_bytes(b'1')
+    said, root = [], copy/'chest_xray'
+    for folder in (tmp_path/'new', root):
+        if share:
+            for _ in range(2): fetch('kermany', folder, from_path=root, say=said.append)
+        else:
+            with pytest.raises(FetchError, match=words):
+                fetch('kermany', folder, from_path=root, say=print)
+            assert not manifest_file(folder).exists() and not (tmp_path/'new').exists()
+    assert len(said) == 4 * share and all(words in line for line in said)
+
+@pytest.mark.parametrize('count, words', [(3, 'not whole, 3'), (4, 'whole, 4 images as the card'),
+                                          (5, 'not as published, 5')])
+def test_images_are_counted_and_masks_are_not(tmp_path, count, words):
+    for n in range(count):
+        for kind in ('images', 'masks'):
+            (tmp_path/'set/COVID'/kind).mkdir(parents=True, exist_ok=True)
+            (tmp_path/'set/COVID'/kind/f'{n}.PNG').write_bytes(b'1')
+    card = CARDS['covid_radiography']._replace(layout=('COVID',), counts={'COVID': 3, 'Normal': 1})
+    said = []
+    fetch(card, tmp_path/'set', from_path=tmp_path/'set', say=said.append)
+    assert words in said[0]
+
+def test_an_empty_from_path_is_refused(tmp_path, monkeypatch):
+    unpack(archive_of(tmp_path, *((name, b'1') for name in NAMES)), tmp_path/'here')
+    monkeypatch.chdir(tmp_path/'here')
+    with pytest.raises(FetchError, match='--from.*empty'):
+        fetch('kermany', tmp_path/'new', from_path='', say=print)
+
+def test_the_folder_that_one_is_in(server, tmp_path, monkeypatch):
+    (tmp_path/'here').mkdir()
+    monkeypatch.chdir(tmp_path/'here')
+    with pytest.raises(FetchError, match='folder that you are in'):
+        fetch(card_of(server), '.', **quiet)
+    unpack(archive_of(tmp_path, *((name, b'1') for name in NAMES)), tmp_path/'set')
+    monkeypatch.chdir(tmp_path/'set/chest_xray')
+    assert fetch('kermany', '.', from_path='.', say=print) == Path('.') and len(verify('.')) == 0
+    assert manifest_file('.') == tmp_path/'set/chest_xray.manifest.json'
+    with pytest.raises(FetchError, match='not a fetched small'): fetch(card_of(server), '..', **quiet)
 
 def nih_folder(folder):
     "What a reader of NIH has after an hour in the browser"
