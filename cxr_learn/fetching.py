@@ -86,7 +86,7 @@ def _sources(place, layout):
              and not any(part.startswith('.') for part in path.relative_to(place).parts)]
     return [path for path in files if is_archive(path) or path.suffix in ('.csv', '.txt', '.pdf')]
 
-# %% ../nbs/02_fetching.ipynb #d3c8880b
+# %% ../nbs/02_fetching.ipynb #d884469e
 def fetch(
     name:str|Card, # one of `CARDS`, or a card of your own
     folder:str|Path|None=None, # where the set will be; data/NAME if None
@@ -147,9 +147,9 @@ def _refuse_place(folder, from_path):
     if not str(from_path): raise FetchError("from_path (--from) is empty: name the copy on disk.")
     place = Path(from_path).resolve()
     if place in folder.resolve().parents:
-        raise FetchError(f"{folder} lies in {from_path}, from which it would be filled. Nothing was "
-                         "changed: choose a folder outside (--out), or name the same folder twice "
-                         "to take a set as it is.")
+        raise FetchError(f"{folder} lies in {from_path}, from which it would be filled. Nothing "
+                         "was changed: choose a folder outside (--out), or name the same folder "
+                         "twice to take a set as it is.")
 
 # %% ../nbs/02_fetching.ipynb #58cb5688
 def _known_home(card, home, parts):

@@ -27,7 +27,7 @@ from filelock import FileLock
 from .cohorts import CohortError, write_atomically
 from .images import UnreadableImage, read_grey
 
-# %% ../nbs/04_store.ipynb #2b8a94f6
+# %% ../nbs/04_store.ipynb #00af5e89
 class Store(NamedTuple):
     "The decoded images of a cohort: row i of `pixels` is row i of the cohort"
     pixels: torch.Tensor # uint8 `(n, size, size)`: grey in [0, 255]
@@ -35,12 +35,20 @@ class Store(NamedTuple):
     key: str # digest of the images' names and bytes, the size and the framing
     framing: str = 'squash' # how a picture became a square: see `read_grey`
     unreadable: pd.DataFrame|None = None # `image` and `reason` of each file that was left out
+    files: dict|None = None # image -> the path and the digest of the file it was decoded from
 
     def check_fits(self, cohort) -> None:
-        "Raise `CohortError` unless these are the images of the cohort, in its order"
+        """Raise `CohortError` unless these are the images of the cohort, in its order.
+
+        A file in another place than the one decoded is read, and has to be the same."""
         if self.images != tuple(cohort['image']):
             raise CohortError(f"The store of {len(self.images)} images is not that of this cohort "
                               f"of {len(cohort)}: build the store from this cohort.")
+        for image, path in zip(cohort['image'], cohort['path'] if self.files else ()):
+            if _is_other_file(path, self.files.get(image)):
+                raise CohortError(f"The store's {image} is not {path} of this cohort, which has "
+                                  "other bytes under the same name: build the store from this "
+                                  "cohort.")
 
     def take(self, rows) -> 'Store':
         "The store of a part of the cohort, by row numbers"
@@ -48,7 +56,7 @@ class Store(NamedTuple):
         part = hashlib.sha256('\n'.join((self.key, *images)).encode()).hexdigest()[:16]
         return self._replace(pixels=self.pixels[rows], images=images, key=part)
 
-# %% ../nbs/04_store.ipynb #16b86cfe
+# %% ../nbs/04_store.ipynb #e8e93480
 DECODING = 1  # counts the changes of `read_grey` that give other pixels
 _SETTLED = 2_000_000_000  # ns: a file changed later may change again within one time stamp
 
@@ -61,27 +69,48 @@ def store_key(
     """What makes a store the right one: names and bytes of the images, size, framing and decoding.
 
     A file that is absent or closed counts as having no bytes."""
+    return _key(cohort, image_size, framing, _seen_files(cohort, folder))
+
+def _key(cohort, image_size, framing, seen):
     names = '\n'.join(cohort['image'])
-    known_file = Path(folder)/f'.files-{_digest(names.encode())[:16]}.json' if folder else None
-    try: known = json.loads(known_file.read_text())
-    except (AttributeError, OSError, ValueError): known = []
-    known = known if isinstance(known, list) and len(known) == len(cohort) else [None] * len(cohort)
-    with ThreadPoolExecutor() as pool: seen = list(pool.map(_file_digest, cohort['path'], known))
-    settled = [entry if time_ns() - entry[2] > _SETTLED else None for entry in seen]
-    if known_file and settled != known:
-        try: write_atomically(known_file, lambda file: file.write_text(json.dumps(settled)))
-        except OSError: pass  # a folder that cannot be written still serves
     ingredients = [DECODING, image_size, framing, names, *(entry[-1] for entry in seen)]
     return _digest(json.dumps(ingredients).encode())[:16]
 
+def _seen_files(cohort, folder):
+    "For each file its size, times, inode and digest, from the list in `folder` where it has them"
+    names = '\n'.join(cohort['image']).encode()
+    known_file = Path(folder)/f'.files-{_digest(names)[:16]}.json' if folder else None
+    try: known = json.loads(known_file.read_text())
+    except (AttributeError, OSError, ValueError): known = []
+    known = known if isinstance(known, list) and len(known) == len(cohort) else [None] * len(cohort)
+    known = [entry if _is_entry(entry) else None for entry in known]
+    with ThreadPoolExecutor() as pool: seen = list(pool.map(_file_digest, cohort['path'], known))
+    settled = [entry if entry[0] is not None else None for entry in seen]
+    if known_file and settled != known:
+        try: write_atomically(known_file, lambda file: file.write_text(json.dumps(settled)))
+        except OSError: pass  # a folder that cannot be written still serves
+    return seen
+
+def _is_entry(entry): return (isinstance(entry, list) and len(entry) == 5
+                              and isinstance(entry[-1], str) and len(entry[-1]) == 64)
+
 def _file_digest(path, known):
-    "Size, times and inode of a file, and the digest of its bytes; the known one if nothing changed"
+    """Size, times and inode of a file and the digest of its bytes; the known one if none changed.
+
+    In the place of the first four stands None where they could not tell a later change."""
     try:
         status = os.stat(path)
         marks = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         if known and known[:-1] == marks: return known
+        if time_ns() - status.st_ctime_ns <= _SETTLED: marks = [None] * 4
         return [*marks, _digest(Path(path).read_bytes())]
-    except OSError as error: return [0, 0, time_ns(), 0, f'unreadable: {error.strerror}']
+    except OSError as error: return [None] * 4 + [f'unreadable: {error.strerror}']
+
+def _is_other_file(path, decoded):
+    "Whether a file is another than the decoded one (its path, its digest); it may be a copy"
+    if decoded is None or str(path) == decoded[0]: return False
+    found = _file_digest(path, None)[-1]
+    return not found.startswith('unreadable') and found != decoded[1]
 
 def _digest(data): return hashlib.sha256(data).hexdigest()
 
@@ -138,8 +167,8 @@ def _decode(path, image_size, framing):
         return np.zeros((image_size, image_size), np.uint8), error.reason
     return np.round(grey * 255).astype(np.uint8), ''
 
-# %% ../nbs/04_store.ipynb #0375a3ac
-def _build(folder, cohort, shape, framing, on_error, progress, workers):
+# %% ../nbs/04_store.ipynb #b4b8c77a
+def _build(folder, cohort, shape, framing, seen, on_error, progress, workers):
     "Decode the blocks that the journal in `folder` lacks"
     folder.mkdir(parents=True, exist_ok=True)
     pixels, finished = _finished(folder, cohort, shape, framing, workers)
@@ -153,6 +182,7 @@ def _build(folder, cohort, shape, framing, on_error, progress, workers):
         for number, rows in progress_bar(todo, leave=False) if progress else todo:
             paths = cohort['path'].iloc[rows]
             decoded = list(pool.map(lambda path: _decode(path, shape[1], framing), paths))
+            _refuse_changed(paths, seen[rows], pool)  # else the key would promise other pixels
             unreadable = [(row, reason) for row, (_, reason) in enumerate(decoded, rows.start)
                           if reason]
             block = np.stack([image for image, _ in decoded])
@@ -163,6 +193,14 @@ def _build(folder, cohort, shape, framing, on_error, progress, workers):
             array.write(block); array.flush()
             journal.write(json.dumps(entry) + '\n'); journal.flush()
         os.fsync(array.fileno()); os.fsync(journal.fileno())
+
+def _refuse_changed(paths, seen, pool):
+    "Raise where a file is not, after its decoding, what it was when the key was made"
+    now = pool.map(_file_digest, paths, seen)
+    for path, before, after in zip(paths, seen, now):
+        if after[-1] != before[-1]:
+            raise CohortError(f"{path} changed while the store was built: wait until nothing "
+                              "writes to the images, and build again.")
 
 def _refuse_unreadable(cohort, finished):
     for row, reason in _unreadable(finished):
@@ -181,7 +219,7 @@ def _empty_array(file, shape):
         array.write(_header(shape))
         array.truncate(array.tell() + needed)
 
-# %% ../nbs/04_store.ipynb #c21f499a
+# %% ../nbs/04_store.ipynb #da84fd7e
 ON_ERROR = ('raise', 'skip')
 
 def build_store(
@@ -198,19 +236,22 @@ def build_store(
     A build that was stopped goes on where it was; a second builder waits for the first. A store
     above `MAP_ABOVE` bytes is mapped from its file. With 'skip' the unreadable files are listed in
     `Store.unreadable`, and `readable_part` gives the cohort that fits. Raises `UnreadableImage`,
-    naming the file, `CohortError` where no image is readable, and `OSError` for a full disk."""
+    naming the file, `CohortError` where no image is readable or a file changes meanwhile, and
+    `OSError` for a full disk."""
     if image_size < 1:
         raise ValueError(f"image_size = {image_size}: a side of at least 1 pixel is needed.")
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error = {on_error!r}: use {' or '.join(ON_ERROR)}.")
     if len(cohort) == 0: raise CohortError("The cohort has no images: there is nothing to store.")
     workers = workers or os.cpu_count()
-    key = store_key(cohort, image_size, framing, folder)
+    seen = _seen_files(cohort, folder)
+    key = _key(cohort, image_size, framing, seen)
     place, shape = Path(folder)/key, (len(cohort), image_size, image_size)
     found = cohort, shape, framing
     pixels, finished = _finished(place, *found, workers)
     if len(finished) < len(_blocks(len(cohort))):
-        try: pixels, finished = _build_in_turn(place, *found, on_error, progress, workers)
+        try: pixels, finished = _build_in_turn(place, *found, seen, on_error, progress,
+                                                   workers)
         except OSError as error:
             reason = (f'the store could not be written ({error.strerror or error}): make room, '
                       'or name another folder')
@@ -219,13 +260,15 @@ def build_store(
     left_out = dict(_unreadable(finished))
     names = cohort['image'].iloc[list(left_out)]
     table = pd.DataFrame(dict(image=list(names), reason=list(left_out.values())), dtype=str)
-    store = Store(torch.from_numpy(pixels), tuple(cohort['image']), key, framing, table)
+    files = {image: (str(path), entry[-1])
+             for image, path, entry in zip(cohort['image'], cohort['path'], seen)}
+    store = Store(torch.from_numpy(pixels), tuple(cohort['image']), key, framing, table, files)
     if len(left_out) == len(cohort):
         raise CohortError(f"No image can be read; {table['image'][0]}: {table['reason'][0]}.")
     rows = [row for row in range(len(cohort)) if row not in left_out]
     return store.take(rows)._replace(key=key) if left_out else store
 
-def _build_in_turn(place, cohort, shape, framing, on_error, progress, workers):
+def _build_in_turn(place, cohort, shape, framing, seen, on_error, progress, workers):
     "Build beside the place and rename, one builder at a time"
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_name(f'{place.name}.unfinished')
@@ -235,7 +278,10 @@ def _build_in_turn(place, cohort, shape, framing, on_error, progress, workers):
         if place.exists():  # damaged
             shutil.rmtree(unfinished, ignore_errors=True)
             os.replace(place, unfinished)
-        try: _build(unfinished, cohort, shape, framing, on_error, progress, workers)
+        try: _build(unfinished, cohort, shape, framing, seen, on_error, progress, workers)
+        except CohortError:  # these files are gone, and with them what the blocks are good for
+            shutil.rmtree(unfinished)
+            raise
         except ValueError:
             if not (unfinished/JOURNAL).read_text(): shutil.rmtree(unfinished)  # nothing finished
             raise

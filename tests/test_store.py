@@ -276,3 +276,58 @@ def test_a_large_store_is_mapped_and_equal(cohort, whole, tmp_path, monkeypatch)
     assert build_store(cohort, tmp_path, SIDE).pixels.equal(whole[1].pixels)
     part = whole[1].take([4, 2])
     assert part.images == (cohort['image'][4], cohort['image'][2]) and part.key != whole[1].key
+
+@pytest.mark.parametrize('row, journaled', [(3, 0), (200, 3)])
+def test_a_file_that_changes_during_the_build_is_named_and_nothing_is_kept(cohort, tmp_path, monkeypatch, row, journaled):
+    victim = tmp_path/'victim.png'
+    shutil.copy(cohort['path'][row], victim)
+    changing = cohort.copy()
+    changing.loc[row, 'path'] = str(victim)
+    decode = store_module._decode
+    def edit_first(path, *rest):
+        if path == str(victim): shutil.copy(cohort['path'][0], victim)
+        return decode(path, *rest)
+    monkeypatch.setattr(store_module, '_decode', edit_first)
+    with pytest.raises(CohortError, match='victim.png changed while'): build_store(changing, tmp_path/'store', SIDE)
+    assert not list((tmp_path/'store').glob('[!.]*'))
+    monkeypatch.undo()
+    store = build_store(changing, tmp_path/'store', SIDE)
+    np.testing.assert_array_equal(store.pixels[row].numpy(), np.round(read_grey(cohort['path'][0], SIDE) * 255))
+
+def test_a_file_that_is_only_touched_does_not_stop_the_build(cohort, whole, tmp_path, monkeypatch):
+    victim = tmp_path/'victim.png'
+    shutil.copy(cohort['path'][9], victim)
+    touched, decode = cohort.copy(), store_module._decode
+    touched.loc[9, 'path'] = str(victim)
+    monkeypatch.setattr(store_module, '_decode', lambda path, *rest: (os.utime(victim), decode(path, *rest))[1])
+    assert build_store(touched, tmp_path/'store', SIDE).pixels.equal(whole[1].pixels)
+
+def test_a_cohort_of_the_same_names_and_other_pixels_does_not_fit(cohort, whole, tmp_path):
+    for n in range(5):
+        shutil.copy(cohort['path'][n], tmp_path/f'{n}.png')
+    few, store = cohort.iloc[:5], whole[1].take(range(5))
+    moved = few.assign(path=[str(tmp_path/f'{n}.png') for n in range(5)])
+    store.check_fits(few)
+    store.check_fits(moved)
+    store.check_fits(few.assign(path='a place that is not here'))
+    shutil.copy(cohort['path'][7], tmp_path/'4.png')
+    with pytest.raises(CohortError, match='0004.png is not .*4.png of this cohort.*build the store'): store.check_fits(moved)
+    with pytest.raises(CohortError, match='other bytes'): readable_part(moved, store)
+    store._replace(files=None).check_fits(moved)  # of a store that somebody made without files
+
+@pytest.mark.parametrize('content', ['[1]', '[[1]]', '["abcde"]', '[[1, 2, 3, 4, 5]]', '[{}]', '[[]]'])
+def test_a_list_of_digests_that_is_none_is_ignored(cohort, tmp_path, content):
+    one = cohort.iloc[:1]
+    key = build_store(one, tmp_path, SIDE).key
+    kept = next(tmp_path.glob('.files-*'), None) or tmp_path/f'.files-{store_module._digest(one["image"][0].encode())[:16]}.json'
+    kept.write_text(content)
+    assert build_store(one, tmp_path, SIDE).key == key
+
+def test_a_list_of_digests_with_the_right_times_and_no_digest_is_ignored(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, '_SETTLED', 0)
+    one = cohort.iloc[:1]
+    key = store_key(one, SIDE, folder=tmp_path)
+    kept, = tmp_path.glob('.files-*')
+    for wrong in ('', 5, None):
+        kept.write_text(json.dumps([[*json.loads(kept.read_text())[0][:4], wrong]]))
+        assert store_key(one, SIDE, folder=tmp_path) == key
