@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from sphinx.cmd.build import main as sphinx
 
+from atlas import build_atlas
 from pages import INDEX, chapters, markdown, page, topic
 
 DOCS = Path(__file__).resolve().parent
@@ -34,6 +35,8 @@ def main(target=DOCS/'_build'):
         write(place, nbformat.writes(page(chapter, folder)))
         report(start, f'page chapters/{place.stem}')
     write(folder/'index.ipynb', nbformat.writes(front_page(folder)))
+    write(folder/'atlas.md', build_atlas(folder))
+    report(start, 'page atlas')
     write(folder/'glossary.md', (DOCS/'glossary.md').read_text(encoding='utf-8'))
     code = sphinx(['-q', '-W', '--keep-going', '-c', str(DOCS), '-d', str(target/'doctrees'),
                    str(folder), str(target/'html')])
@@ -57,7 +60,7 @@ def sidebar():
     for part, numbers in PARTS.items():
         names = [f'chapters/{topic(chapter)}' for chapter in number if number[chapter] in numbers]
         if names: yield contents(part, names)
-    yield contents('To look up', ['glossary', 'Functions and terms <genindex>'])
+    yield contents('To look up', ['atlas', 'glossary', 'Functions and terms <genindex>'])
 
 
 def contents(caption, names):

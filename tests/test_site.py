@@ -121,3 +121,12 @@ def test_no_website_with_real_data_at_hand(tmp_path):
     assert refused.returncode == 2
     assert refused.stderr.count('\n') == 1 and 'CXR_DATA' in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_atlas_shows_every_finding_beside_its_definition(site):
+    from cxr_learn.findings import FINDINGS
+    atlas = html.unescape((site/'atlas.html').read_text(encoding='utf-8'))
+    assert 'Not for clinical use' in atlas
+    for finding, definition in FINDINGS.items():
+        if finding != 'normal': assert f'A chest without {finding}' in atlas and definition[1:30] in atlas, finding
+    assert len(list((site/'_images').glob('*.jpg'))) >= len(FINDINGS) - 1
