@@ -40,7 +40,7 @@ TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
 TINY_PHANTOM = dict(patients=280, images_per_patient=(1, 1))
 TINY_IMAGE_SIZE = 48
 
-# %% ../nbs/20_command_line.ipynb #c5c19474
+# %% ../nbs/20_command_line.ipynb #52a552bd
 def demo(
     data:str='phantom', # one of `LOADERS`
     path:str|Path|None=None, # folder of the data; the phantom is made, others are looked for in `CXR_DATA`
@@ -106,7 +106,7 @@ def _write_results(study, cohort, store, out, data, started, say):
     for name in ('results', 'predictions'):
         write_atomically(out/f'{name}.csv', lambda file: study[name].to_csv(file, index=False))
     seconds = sum(row['seconds'] for record in study['records'] for row in record['history'])
-    run = dict(data=data, cohort=summary, data_digest=study['plan']['data'], plan=study['plan'],
+    run = dict(data=data, cohort=summary, split_rule=cohort['split_rule'].iloc[0], data_digest=study['plan']['data'], plan=study['plan'],
                earlier_plans=study['earlier_plans'], seeds=sorted({record['seed'] for record in study['records']}),
                training_seconds=round(seconds, 1), this_call_seconds=round(perf_counter() - started, 1),
                environment=study['records'][0]['environment'],

@@ -175,3 +175,11 @@ def test_another_plan_in_the_same_folder_is_refused(finished, capsys):
     from cxr_learn.command_line import main
     assert main(['demo', '--tiny', '--frozen-blocks', '3', '--out', str(finished[0])]) == 2
     assert 'another folder' in capsys.readouterr().err
+
+def test_a_leaky_run_says_so_wherever_it_is_read(tmp_path, capsys):
+    from cxr_learn.command_line import main
+    out = tmp_path/'out'
+    with pytest.warns(UserWarning, match='leaky'):
+        assert main(['demo', '--tiny', '--leaky', '--image-size', '32', '--frozen-blocks', '4', '--out', str(out)]) == 0
+    assert 'leaky' in capsys.readouterr().out and 'leaky' in (out/'report.html').read_text()
+    assert json.loads((out/'run.json').read_text())['split_rule'] == 'by image (leaky)'
