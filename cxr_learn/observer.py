@@ -6,7 +6,7 @@
 __all__ = ['BLURS', 'ORANGE', 'pairs_won', 'mean_by_patient', 'observer_auc', 'drawn_twice', 'evidence', 'reader_scores',
            'reader_auc', 'draw_one', 'outlined', 'phantom_widget']
 
-# %% ../nbs/00f_observer.ipynb #cf07783a
+# %% ../nbs/00f_observer.ipynb #22f8daf2
 from io import BytesIO
 
 import ipywidgets as widgets
@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from .beam import attenuation, detect, develop, generator, stamp
 from .chest import CHANCES, VIEWS, draw_image, stack
 from .findings import NAMES, draw, visibility
-from .phantom import Phantoms, make_phantoms
+from .phantom import Phantoms
 from .sources import SOURCES, Source, add_shortcut, dress
 
 # %% ../nbs/00f_observer.ipynb #5e876fee
