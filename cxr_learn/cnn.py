@@ -22,7 +22,7 @@ def conv_block(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
         nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), nn.MaxPool2d(2))
 
-# %% ../nbs/07_cnn.ipynb #a7ce43e6
+# %% ../nbs/07_cnn.ipynb #e389b11a
 class BlockNet(nn.Module):
     "A row of blocks and a head; takes grey images `(n, 1, h, w)` in [0, 1], gives `(n, classes)` logits"
     def __init__(
@@ -34,14 +34,17 @@ class BlockNet(nn.Module):
     ):
         super().__init__()
         self.blocks, self.head = nn.Sequential(*blocks), head
-        self.bf16 = False  # whether to multiply in 16 bits; the chapter on training decides
+        self.bf16, self.channels_last = False, True  # how sums are done; the chapter on speed decides
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, grey:Tensor) -> Tensor:
-        colour = (grey.as_subclass(Tensor) - self.mean) / self.std  # one channel spreads over three
-        with torch.autocast(grey.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.head(self.blocks(colour.contiguous(memory_format=torch.channels_last)))
+    def forward(self, images:Tensor, first_block:int=0) -> Tensor:
+        "With `first_block` above 0, `images` are what the blocks before it made of them"
+        maps = images.as_subclass(Tensor)
+        if first_block == 0: maps = (maps - self.mean) / self.std  # one channel spreads over three
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        with torch.autocast(maps.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.head(self.blocks[first_block:](maps.contiguous(memory_format=layout)))
         return logits.float()
 
 def make_head(
