@@ -23,7 +23,7 @@ from .audit import audit, read_collection, report_audit
 from .cohorts import (CohortError, check_test_labels, patient_noun, require_one_label, sample_patients, split_by_patient,
                                summarise_cohort, write_atomically)
 from .evaluation import compare_with_first, run_study, score_table, seed_table, write_report
-from .freezing import freezing_plan
+from .sweep import freezing_plan
 from .cards import CARDS
 from .cleaning import clean
 from .fetching import fetch

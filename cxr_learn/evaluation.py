@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from .store import Store
 from .cohorts import (is_leaky, patient_noun, plot_cohort, require_one_label, summarise_cohort,
                                write_atomically)
-from .freezing import Run, build_network, plot_freezing, train_run
+from .sweep import Run, build_network, plot_freezing, train_run
 from .measures import (FEW_PATIENTS, all_measures, choose_thresholds, classes_of, evaluate,
                                 plot_confusion, plot_roc, resample_patients)
 from .training import plot_history, predict

@@ -77,7 +77,7 @@ def test_a_second_plan_on_the_same_test_set_is_told(finished, command):
 
 def test_changed_weights_are_another_run(tmp_path):
     from safetensors.torch import load_file, save_file
-    from cxr_learn.freezing import Run
+    from cxr_learn.sweep import Run
     from cxr_learn.transfer import SHIPPED_FILE
     tensors = load_file(SHIPPED_FILE)
     file = tmp_path/'my.safetensors'
