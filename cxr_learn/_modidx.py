@@ -73,6 +73,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cxr_learn.batches.TensorRadiograph': ('batches.html#tensorradiograph', 'cxr_learn/batches.py'),
                                    'cxr_learn.batches._are_rows': ('batches.html#_are_rows', 'cxr_learn/batches.py'),
                                    'cxr_learn.batches._check_every_class': ('batches.html#_check_every_class', 'cxr_learn/batches.py'),
+                                   'cxr_learn.batches._digests': ('batches.html#_digests', 'cxr_learn/batches.py'),
                                    'cxr_learn.batches._reciprocal_sizes': ('batches.html#_reciprocal_sizes', 'cxr_learn/batches.py'),
                                    'cxr_learn.batches.check_loss': ('batches.html#check_loss', 'cxr_learn/batches.py'),
                                    'cxr_learn.batches.make_dls': ('batches.html#make_dls', 'cxr_learn/batches.py'),

@@ -6,7 +6,8 @@
 __all__ = ['TensorRadiograph', 'RowPixels', 'RowLabels', 'TensorFindings', 'RowFindings', 'check_loss', 'CheckLoss', 'StoreDL',
            'make_dls', 'test_loader']
 
-# %% ../nbs/04b_batches.ipynb #2d59b8eb
+# %% ../nbs/04b_batches.ipynb #e38bf077
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,7 +104,7 @@ class CheckLoss(Callback):
 
 if CheckLoss not in defaults.callbacks: defaults.callbacks = [*defaults.callbacks, CheckLoss]
 
-# %% ../nbs/04b_batches.ipynb #0bd58a80
+# %% ../nbs/04b_batches.ipynb #485c847b
 class StoreDL(WeightedDL):
     "A fastai loader that takes whole batches out of a store; all its chance is from `self.rng`"
     def before_iter(self):
@@ -122,9 +123,10 @@ class StoreDL(WeightedDL):
         rows = np.asarray(items) if _are_rows(items) else None
         for batch in chunked(samples, self.bs, self.drop_last):
             chosen = [items[number] for number in batch] if rows is None else rows[batch]
+            self.drawn = chosen  # who is in this batch, should something be wrong with it
             yield tuple(part.tfms(chosen) for part in self.dataset.tls)
 
-# %% ../nbs/04b_batches.ipynb #bf3ba968
+# %% ../nbs/04b_batches.ipynb #f6f6dd37
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
@@ -154,7 +156,15 @@ def make_dls(
     dls = datasets.dataloaders(bs=min(batch_size, len(rows['train'])), dl_type=StoreDL,
                                num_workers=0, dl_kwargs=(weights, {}), after_batch=steps)
     dls.multi_label, dls.images, dls.splits = bool(findings), store.images, tuple(cohort['split'])
+    dls.digests = _digests(cohort, store, vocab, present)
     return dls
+
+def _digests(cohort, store, vocab, present):
+    "What tells these data from any others, for the record of a training"
+    def digest(*parts): return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+    labels = (*vocab, present.astype(int).tobytes().hex())
+    return dict(pixels=store.key, cohort=digest(*cohort['image'], *cohort['patient_id'].astype(str), *labels),
+                split=digest(*cohort['image'], *cohort['split']))
 
 def _check_every_class(vocab, present, rows, splits):
     for split in splits:
