@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['seed_everything', 'environment', 'CheckpointError', 'save_weights', 'load_weights', 'weights_fingerprint',
-           'changing_tensors', 'random_states', 'restore_random_states', 'save_checkpoint', 'load_checkpoint']
+           'changing_tensors', 'save_changes', 'load_changes', 'random_states', 'restore_random_states',
+           'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/07d_checkpoints.ipynb #0363f192
 import hashlib
@@ -79,7 +80,7 @@ def _put(model, tensors, expected, file):
                               f"such as {', '.join(wrong[:3])}.")
     model.load_state_dict(tensors, strict=False)
 
-# %% ../nbs/07d_checkpoints.ipynb #ba2db059
+# %% ../nbs/07d_checkpoints.ipynb #76c95830
 def weights_fingerprint(
     model:nn.Module,
 ) -> str: # 16 hexadecimal digits
@@ -96,6 +97,20 @@ def changing_tensors(
     "All of a model that a training can change: trainable parameters, and statistics."
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+def save_changes(
+    model:nn.Module, # some of it frozen, maybe
+    file:str|Path, # a .safetensors file
+) -> None:
+    "As `save_weights`, without what is frozen."
+    _save(changing_tensors(model), file)
+
+def load_changes(
+    model:nn.Module, # with the same parts frozen, and these as they were; changed in place
+    file:str|Path, # from `save_changes`
+) -> None:
+    "Load what a training changed. Raises `CheckpointError` as `load_weights` does."
+    _put(model, _load(file)[0], changing_tensors(model), file)
 
 # %% ../nbs/07d_checkpoints.ipynb #ab0b75db
 def random_states(
@@ -123,7 +138,7 @@ def restore_random_states(
 
 def _as_tuples(value): return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
-# %% ../nbs/07d_checkpoints.ipynb #b2702a45
+# %% ../nbs/07d_checkpoints.ipynb #85e35c3a
 def save_checkpoint(
     file:str|Path, # a .safetensors file
     model:nn.Module,
@@ -153,11 +168,17 @@ def load_checkpoint(
         raise CheckpointError(f"{file} holds weights and no checkpoint: choose another folder, or delete it.")
     def part(name): return {key.removeprefix(f'{name}/'): value for key, value in tensors.items() if key.startswith(f'{name}/')}
     _put(model, part('model'), changing_tensors(model), file)
+    weights = [weight for group in optimiser.param_groups for weight in group['params']]
     state = {}
     for name, value in {**part('optimiser'), **saved['steps']}.items():
         number, key = name.split('.', 1)
-        state.setdefault(int(number), {})[key] = value
+        state.setdefault(int(number), {})[key] = _laid_out_as(weights[int(number)], value)
     groups = [{key: tuple(value) if key == 'betas' else value for key, value in group.items()} for group in saved['groups']]
     optimiser.load_state_dict(dict(state=state, param_groups=groups))
     restore_random_states(part('random'), saved['random'], loader_random)
     return saved['facts']
+
+def _laid_out_as(weight, value):
+    "A running mean in the memory order of its weight; anything else as it is"
+    same = isinstance(value, Tensor) and value.shape == weight.shape
+    return torch.empty_like(weight, requires_grad=False).copy_(value) if same else value
