@@ -7,7 +7,7 @@ __all__ = ['RECORD_COLUMNS', 'SEEDS_FOR_A_CLAIM', 'OVERALL', 'WARNING', 'LEAKY_W
            'test_set_digest', 'earlier_plans', 'register_plan', 'compare_models', 'run_study', 'compare_with_first',
            'figure_html', 'table_html', 'with_interval', 'score_table', 'seed_table', 'write_report']
 
-# %% ../nbs/12_evaluation.ipynb #5ed63d3d
+# %% ../nbs/12_evaluation.ipynb #fcb4a1c1
 import base64
 import hashlib
 import html
@@ -26,11 +26,11 @@ from matplotlib.figure import Figure
 from .store import Store
 from .cohorts import (is_leaky, patient_noun, plot_cohort, require_one_label, summarise_cohort,
                                write_atomically)
-from .sweep import Run, build_network, plot_freezing, train_run
+from .sweep import FROM_SCRATCH, Run, build_network, plot_atlas, plot_freezing, run_part, sweep, train_run
 from .measures import (FEW_PATIENTS, all_measures, choose_thresholds, classes_of, evaluate,
                                 plot_confusion, plot_roc, resample_patients)
 from .training import plot_history, predict
-from .transfer import shipped_card, weights_digest
+from .transfer import ARCHITECTURES, shipped_card, weights_digest
 
 # %% ../nbs/12_evaluation.ipynb #7e80dc95
 class PlanError(ValueError):
@@ -143,13 +143,13 @@ def _mean_measures(tables, weights, measures):
     drawn = [all_measures(table, weights) for table in tables]
     return {measure: np.mean([of_seed[measure, 'all'] for of_seed in drawn], axis=0) for measure in measures}
 
-# %% ../nbs/12_evaluation.ipynb #51fac031
+# %% ../nbs/12_evaluation.ipynb #960f7652
 def run_study(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # its decoded images
     runs:Sequence[Run], # from `freezing_plan`, or any list
     folder:str|Path, # of this study
-    settings:Mapping, # `epochs`, `lr`, `schedule`, `patience`, `batch_size` of `train_run`
+    settings:Mapping, # of `train_run`: `epochs`, `lr`, `schedule`, `batch_size` ...
     progress:bool=False, # show progress bars
     on_run:Callable[[int, Run, dict], None]=lambda number, run, record: None, # called after each run
 ) -> dict: # `plan`, `records`, `predictions` (a data frame of all models), `results` (a data frame)
@@ -170,14 +170,12 @@ def _run_study(cohort, store, runs, folder, settings, progress, on_run):
     plan = make_plan(runs, data_digest(cohort, store), settings=settings)
     plan = register_plan(plan, folder, test_set_digest(cohort))
     torch.set_num_threads(plan['threads'])  # sums depend on it: a study goes on as it began
-    records, tables, rows = [], [], []
-    for number, run in enumerate(runs, start=1):
-        _, record = train_run(run, cohort, store, folder/'runs', progress=progress, **settings)
-        records.append(record)
-        on_run(number, run, record)
+    tables, rows = [], []
+    _, records = sweep(runs, cohort, store, folder, settings, progress=progress, on_run=on_run)
     for run, record in zip(runs, records):  # every model exists: now the test set is opened, once
         learn, _ = train_run(run, cohort, store, folder/'runs', **settings)
-        valid, test = predict(learn, cohort, 'valid'), predict(learn, cohort, 'test')
+        seen, _ = run_part(run, cohort, store)
+        valid, test = predict(learn, seen, 'valid'), predict(learn, seen, 'test')
         scores = evaluate(test, choose_thresholds(valid))
         tables += [table.assign(model=record['model'], seed=record['seed']) for table in (valid, test)]
         rows.append(scores.assign(split='test', **{key: record[key] for key in RECORD_COLUMNS}))
@@ -185,8 +183,8 @@ def _run_study(cohort, store, runs, folder, settings, progress, on_run):
                 predictions=pd.concat(tables, ignore_index=True),
                 results=pd.concat(rows, ignore_index=True))
 
-RECORD_COLUMNS = ('model', 'network', 'weights', 'frozen_blocks', 'seed', 'epochs', 'best_epoch',
-                  'seconds_per_epoch', 'trainable_parameters')
+RECORD_COLUMNS = ('model', 'network', 'weights', 'frozen_blocks', 'seed', 'training_images', 'epochs', 'best_epoch',
+                  'seconds_per_epoch', 'cpu_seconds_per_epoch', 'trainable_parameters')
 
 # %% ../nbs/12_evaluation.ipynb #bc991640
 SEEDS_FOR_A_CLAIM = 3
@@ -271,7 +269,7 @@ def seed_table(
     cells = spread['mean'].map('{:.3f}'.format) + ' ± ' + spread['std'].map('{:.3f}'.format)
     return cells.unstack('measure', sort=False).rename_axis(columns=None).reset_index()
 
-# %% ../nbs/12_evaluation.ipynb #4bf592db
+# %% ../nbs/12_evaluation.ipynb #1ae8f9e5
 _PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}}
@@ -296,12 +294,8 @@ def write_report(
     "Write a study as one self-contained page."
     sections = {'The data': _data_section(cohort, remarks, examples, unreadable),
                 'The scores': _scores_section(study, comparison, patient_noun(cohort))}
-    if len({record['frozen_blocks'] for record in study['records']}) > 1:
-        scores = study['results'].query("measure == 'macro_sensitivity' and label == 'all'")
-        sections['Freezing'] = figure_html(plot_freezing(scores), (
-            'Against the number of frozen blocks k: macro_sensitivity on the test set, a point per seed with its '
-            '95% interval over patients; epochs to the kept epoch, seconds per epoch, trainable parameters. '
-            'Dashed: the custom CNN.'))
+    freezing = _freezing_section(study)
+    if freezing: sections['Freezing'] = freezing
     for model in dict.fromkeys((study['records'][0]['model'], _best_on_validation(study['records']))):
         sections[f'In detail: {model}'] = _model_section(study, model)
     sections['To repeat it'] = _repeat_section(study)
@@ -314,7 +308,7 @@ WARNING = ('Not for clinical use. A page of a course: it shows how models are co
 LEAKY_WARNING = ('The images were split without regard to patients (leaky): the test set shows patients of the '
                  'training set, and every score below is too good.')
 
-# %% ../nbs/12_evaluation.ipynb #b76606de
+# %% ../nbs/12_evaluation.ipynb #e342ebe2
 def _data_section(cohort, remarks, examples, unreadable):
     summary = summarise_cohort(cohort)
     parts = [f'<p>{html.escape(remarks)}</p>' if remarks else '']
@@ -353,6 +347,23 @@ def _scores_section(study, comparison, noun):
             f'p-values are not corrected for the {len(comparison)} comparisons.')))
     return ''.join(parts)
 
+def _freezing_section(study):
+    "Against k, and against k and the number of training images, where the study varied them"
+    results, parts = study['results'], []
+    scores = results.query("measure == 'macro_sensitivity' and label == 'all' and training_images.isna()")
+    if scores['frozen_blocks'].nunique() > 1:
+        parts.append(figure_html(plot_freezing(scores), (
+            'Against the number of frozen blocks k: macro_sensitivity on the test set, a point per seed with its '
+            '95% interval over patients; epochs to the kept epoch, time per epoch, trainable parameters. '
+            'Dashed: the network from scratch.')))
+    bodies = results[results['network'].isin(ARCHITECTURES)]
+    for (network, weights), rows in bodies.groupby(['network', 'weights']):
+        if rows['training_images'].nunique(dropna=False) > 1:
+            parts.append(figure_html(plot_atlas(rows), (
+                f'{network}, {Path(weights).stem}: sensitivity for each class on the test set, mean over seeds, by frozen '
+                'blocks and number of training images.')))
+    return ''.join(parts)
+
 def _model_section(study, model):
     record = min((r for r in study['records'] if r['model'] == model), key=lambda r: r['seed'])
     of_run = lambda table: table[(table['model'] == model) & (table['seed'] == record['seed'])]
@@ -378,5 +389,5 @@ def _repeat_section(study):
     return table_html(table, 'The same seed, data, settings, versions, threads and kind of processor give the same table.')
 
 def _best_on_validation(records):
-    others = [r for r in records if r['network'] != 'custom_cnn'] or records
+    others = [r for r in records if r['network'] not in FROM_SCRATCH] or records
     return min(others, key=lambda record: min(row['valid_loss'] for row in record['history']))['model']

@@ -23,7 +23,7 @@ from cxr_learn.batches import check_loss, make_dls
 from cxr_learn.batches import test_loader as loader_of
 from cxr_learn.cohorts import CohortError, check_disjoint, make_cohort, split_by_patient
 from cxr_learn.store import Store, build_store
-from cxr_learn.training import seed_everything
+from cxr_learn.checkpoints import seed_everything
 
 FINDINGS = ('Effusion', 'Nodule', 'Hernia')
 

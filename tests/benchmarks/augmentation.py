@@ -25,7 +25,8 @@ from cxr_learn.cnn import custom_cnn  # noqa: E402
 from cxr_learn.cohorts import sample_patients, split_by_patient, write_atomically  # noqa: E402
 from cxr_learn.public_sets import find_collection, load_cohort  # noqa: E402
 from cxr_learn.store import build_store  # noqa: E402
-from cxr_learn.training import make_learner, predict, seed_everything  # noqa: E402
+from cxr_learn.checkpoints import seed_everything  # noqa: E402
+from cxr_learn.training import make_learner, predict  # noqa: E402
 
 IMAGES, SIDE, EPOCHS, LR, SEEDS = 1800, 64, 5, 2e-3, range(5)
 

@@ -22,7 +22,8 @@ from cxr_learn.cohorts import load_phantom, split_by_patient
 from cxr_learn.freezing import freeze_blocks
 from cxr_learn.phantom import DEMO_FINDINGS, make_phantoms, save_phantoms
 from cxr_learn.store import build_store
-from cxr_learn.training import make_learner, seed_everything
+from cxr_learn.checkpoints import seed_everything
+from cxr_learn.training import make_learner
 from cxr_learn.transfer import transfer_net
 
 ROUNDS = 3
