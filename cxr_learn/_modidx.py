@@ -575,6 +575,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'cxr_learn.pretraining.Recipe': ('pretraining.html#recipe', 'cxr_learn/pretraining.py'),
                                        'cxr_learn.pretraining._decode': ('pretraining.html#_decode', 'cxr_learn/pretraining.py'),
                                        'cxr_learn.pretraining._entries': ('pretraining.html#_entries', 'cxr_learn/pretraining.py'),
+                                       'cxr_learn.pretraining._plain': ('pretraining.html#_plain', 'cxr_learn/pretraining.py'),
                                        'cxr_learn.pretraining._train_epoch': ('pretraining.html#_train_epoch', 'cxr_learn/pretraining.py'),
                                        'cxr_learn.pretraining.body_state': ('pretraining.html#body_state', 'cxr_learn/pretraining.py'),
                                        'cxr_learn.pretraining.draw_pictures': ( 'pretraining.html#draw_pictures',
