@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['MEMORY_LIMIT', 'DISK_LIMIT', 'PASS_BATCH', 'frozen_part', 'prefix_names', 'NoRoom', 'PrefixCache', 'ImagePass',
-           'frozen_maps', 'obtain_activations', 'RowActivations', 'StartLate', 'cached_prefix', 'image_passes']
+           'frozen_maps', 'obtain_activations', 'RowActivations', 'OnActivations', 'cached_prefix', 'image_passes']
 
-# %% ../nbs/11a_prefix.ipynb #961e392b
+# %% ../nbs/11a_prefix.ipynb #3fa52853
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from time import perf_counter
@@ -59,7 +59,7 @@ def prefix_names(
 
 def _digest(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/11a_prefix.ipynb #7b0a0ef6
+# %% ../nbs/11a_prefix.ipynb #d0cead39
 MEMORY_LIMIT, DISK_LIMIT = 2**30, 2**33 # bytes
 
 class NoRoom(RuntimeError):
@@ -157,7 +157,7 @@ class PrefixCache:
             if hashlib.sha256(array).hexdigest() != card['digest']: return None
             os.utime(self._file(key))  # now the youngest
             return torch.from_numpy(array).view(getattr(torch, card['dtype'].removeprefix('torch.')))
-        except (OSError, ValueError, KeyError): return None
+        except (OSError, EOFError, ValueError, KeyError, TypeError): return None  # no such whole file
 
     def _make_room(self, size):
         "Delete the longest unused files until `size` bytes fit; leftovers of killed builds first"
@@ -181,7 +181,7 @@ def _kind(dtype): return np.dtype({2: np.int16, 4: np.float32}[dtype.itemsize]) 
 
 def _as_numpy(rows): return rows.view(torch.int16).numpy() if rows.dtype.itemsize == 2 else rows.numpy()
 
-# %% ../nbs/11a_prefix.ipynb #b2b769dd
+# %% ../nbs/11a_prefix.ipynb #61dce1f9
 PASS_BATCH = 64  # images at once; a larger batch leaves the processor's caches and is no faster
 
 class ImagePass(NamedTuple):
@@ -195,17 +195,18 @@ class ImagePass(NamedTuple):
     def name(self) -> str: # 16 hexadecimal digits
         "What tells this pass from others: the very pixels, and how they are varied"
         digest, chance = hashlib.sha256(), [self.policy, self.seed] if self.policy != Policy() else []
-        for rows in self._batches(len(self.rows)): digest.update(self.pixels[rows].numpy())
+        for rows in self._batches(): digest.update(self.pixels[rows].numpy())
         return _digest(json.dumps([self.pixels.shape[1:], digest.hexdigest(), chance]))
 
-    def images(self, count:int) -> Iterator[Tensor]:
-        "The first `count` images in batches, floats in [0, 1] as the loader makes them"
+    def images(self, count:int|None=None) -> Iterator[Tensor]:
+        "The first `count` images, or all, in batches: floats in [0, 1] as the loader makes them"
         chance = torch.Generator().manual_seed(self.seed)
         for rows in self._batches(count):
             yield augment(self.pixels[rows].unsqueeze(1).float().div_(255), self.policy, chance)
 
-    def _batches(self, count):
-        for start in range(0, count, PASS_BATCH): yield self.rows[start:min(count, start + PASS_BATCH)]
+    def _batches(self, count=None):
+        rows = self.rows[:count]
+        for start in range(0, len(rows), PASS_BATCH): yield rows[start:start + PASS_BATCH]
 
 @torch.no_grad()
 def frozen_maps(
@@ -219,18 +220,17 @@ def frozen_maps(
 
 def _as_maps(kept): return kept.movedim(-1, 1)
 
-# %% ../nbs/11a_prefix.ipynb #d141f8c7
+# %% ../nbs/11a_prefix.ipynb #e9c983b1
 def obtain_activations(
     model:BlockNet, # its first k blocks are frozen
-    names:list[str], # from `prefix_names`
-    passes:list[ImagePass],
+    k:int, # at least 1
+    passes:Sequence[ImagePass], # over training and validation images
     cache:PrefixCache, # where they are looked for and kept
 ) -> tuple[list[Tensor], int]: # one `(n, h, w, channels)` per pass; how many images were computed
     """What the frozen blocks make of images: found, or made on top of the longest prefix found.
 
     Kept in bfloat16 where the network computes in it, which loses nothing. Raises `NoRoom`."""
-    k, computed, kept = len(names) - 1, 0, []
-    part = frozen_part(model, k)
+    names, part, kept, computed = prefix_names(model, k), frozen_part(model, k), [], 0
     sample = next(frozen_maps(part, passes[0].images(1)))
     lossless = model.bf16 and sample.bfloat16().equal(sample)
     dtype, shape = torch.bfloat16 if lossless else torch.float32, sample.shape[1:]
@@ -242,15 +242,15 @@ def obtain_activations(
         if found is None:
             shorter = {blocks: cache.find(keys[blocks]) for blocks in range(1, k)}
             first = max((blocks for blocks in shorter if shorter[blocks] is not None), default=0)
-            def make(one=one, first=first, start=shorter.get(first)):
-                batches = map(_as_maps, start.split(PASS_BATCH)) if first else one.images(len(one.rows))
-                for maps in frozen_maps(part, batches, first): yield maps.to(dtype)
+            def make():
+                start = map(_as_maps, shorter[first].split(PASS_BATCH)) if first else one.images()
+                for maps in frozen_maps(part, start, first): yield maps.to(dtype)
             found = cache.keep(keys[k], (len(one.rows), *shape), dtype, make)
             computed += len(one.rows)
         kept.append(found)
     return kept, computed
 
-# %% ../nbs/11a_prefix.ipynb #6ab0ae57
+# %% ../nbs/11a_prefix.ipynb #78d5d465
 class RowActivations(Transform):
     "Row numbers of a cohort -> what the frozen blocks make of their images, in one of the passes"
     def __init__(self, rows, passes, cohort_size):
@@ -258,25 +258,50 @@ class RowActivations(Transform):
         self.places[rows] = np.arange(len(rows))
     def encodes(self, rows):
         places = self.places[rows]
-        if places.min() < 0:
-            raise ValueError("These images have no cached activations: predict after leaving "
-                             "cached_prefix.")
+        if places.min() < 0: raise ValueError("These images have no activations: predict after the training.")
         return _as_maps(self.passes[self.current][torch.from_numpy(places)])
 
-class StartLate(Callback):
-    "Hand activations to the network together with the number of blocks they have passed"
-    def __init__(self, names, activations): self.names, self.activations = names, activations
+class OnActivations(Callback):
+    "While a training runs, hand the network activations of its frozen blocks instead of images"
+    def __init__(self, cache, passes=1, seed=0):
+        self.cache, self.passes, self.seed, self.swapped = cache, passes, seed, []
+        self.facts = dict(place='not cached', why='no training took place', frozen_blocks=0, passes=0,
+                          bytes=0, computed=0, seconds=0.)
     def before_fit(self):
-        k = len(self.names) - 1
-        if frozen_blocks_of(self.model) != k or prefix_names(self.model, k) != self.names:
-            raise RuntimeError("The frozen blocks are not those whose activations were cached: "
-                               "freeze, load weights and set the speed before cached_prefix.")
+        if hasattr(self.learn, 'gather_preds'): return  # fastai predicts as if it fitted
+        started, self.k = perf_counter(), frozen_blocks_of(self.model)
+        self.facts.update(place='not cached', passes=0, bytes=0, frozen_blocks=self.k)
+        self.facts['why'] = self._begin() if self.k else 'no block is frozen'
+        self.facts['seconds'] += round(perf_counter() - started, 3)
+    def _begin(self):
+        "Let both loaders yield activations; why that is not possible, or nothing"
+        train, valid = image_passes(self.learn, self.passes, self.seed)
+        try: kept, computed = obtain_activations(self.model, self.k, [*train, valid], self.cache)
+        except NoRoom as error:
+            warn(f'The prefix is not cached, the training is the plain one: {error}', stacklevel=2)
+            return str(error)
+        self.facts.update(place=self.cache.places(kept), passes=len(train),
+                          bytes=sum(maps.nbytes for maps in kept), computed=self.facts['computed'] + computed)
+        for loader, rows, maps in ((self.dls.train, train[0].rows, kept[:-1]), (self.dls.valid, valid.rows, kept[-1:])):
+            source = loader.dataset.tls[0]
+            self.swapped.append((source, source.tfms))
+            source.tfms = Pipeline([RowActivations(rows, maps, len(valid.pixels))])
+        return ''
     def before_train(self):
+        if not self.swapped: return
         done = max(vars(callback).get('epochs_done', 0) for callback in self.learn.cbs)
-        self.activations.current = (done + self.epoch) % len(self.activations.passes)
-    def before_batch(self): self.learn.xb = (*self.xb, len(self.names) - 1)
+        step = self.dls.train.dataset.tls[0].tfms.fs[0]
+        step.current = (done + self.epoch) % len(step.passes)
+    def before_batch(self):
+        if self.swapped: self.learn.xb = (*self.xb, self.k)
+    def after_fit(self):
+        "Images again"
+        while self.swapped:
+            source, step = self.swapped.pop()
+            source.tfms = step
+        self.cache.in_use.clear()
 
-# %% ../nbs/11a_prefix.ipynb #0d224a87
+# %% ../nbs/11a_prefix.ipynb #9572a6bf
 @contextmanager
 def cached_prefix(
     learn:Learner, # from `make_learner`, its first blocks frozen, with `KeepFrozen()`
@@ -287,33 +312,18 @@ def cached_prefix(
     disk_limit:int=DISK_LIMIT, # bytes, in `folder`
     cache:PrefixCache|None=None, # shared with other runs; replaces `folder` and both limits
 ): # a context; `as` gives facts for the record: place, why, bytes, computed, passes, seconds
-    """Train inside on activations of the frozen blocks, which are computed once.
+    """Each training inside runs on activations of its frozen blocks, computed once as it begins.
 
     Batches are drawn as ever; validation images are never varied. Where nothing is frozen or there
     is no room, `place` is 'not cached', `why` says why, and the training is the plain one. Raises
     `ValueError` for frozen batch-norm in training mode, and for other loaders than `make_dls`'s."""
     if passes < 1: raise ValueError(f"passes = {passes}: at least 1 is needed.")
-    started, k = perf_counter(), frozen_blocks_of(learn.model)
+    if frozen_blocks_of(learn.model): image_passes(learn, passes, seed)  # refuse at once
     cache = PrefixCache(folder, memory_limit, disk_limit) if cache is None else cache
-    in_use = set(cache.in_use)
-    facts = dict(place='not cached', why='no block is frozen', bytes=0, computed=0, passes=0)
-    with ExitStack() as inside:
-        inside.callback(lambda: setattr(cache, 'in_use', in_use))
-        if k:
-            train, valid = image_passes(learn, passes, seed)
-            names = prefix_names(learn.model, k)
-            try: kept, computed = obtain_activations(learn.model, names, [*train, valid], cache)
-            except NoRoom as error:
-                facts['why'] = str(error)
-                warn(f'The prefix is not cached, the training is the plain one: {error}', stacklevel=3)
-            else:
-                facts.update(place=cache.places(kept), why='', bytes=sum(maps.nbytes for maps in kept),
-                             computed=computed, passes=len(train))
-                rows = (RowActivations(train[0].rows, kept[:-1], len(valid.pixels)),
-                        RowActivations(valid.rows, kept[-1:], len(valid.pixels)))
-                inside.enter_context(_on_activations(learn, names, *rows))
-        facts['seconds'] = round(perf_counter() - started, 3)
-        yield facts
+    on_activations = OnActivations(cache, passes, seed)
+    try:
+        with learn.added_cbs(on_activations): yield on_activations.facts
+    finally: on_activations.after_fit()
 
 def image_passes(
     learn:Learner, # with loaders from `make_dls`
@@ -321,17 +331,16 @@ def image_passes(
     seed:int, # of the augmentation
 ) -> tuple[list[ImagePass], ImagePass]: # of the training and of the validation part
     "Which images pass the frozen blocks. Raises `ValueError` where that is not the same training."
-    modes = [callback.batch_norm for callback in learn.cbs if isinstance(callback, KeepFrozen)]
-    if modes != ['eval']:
-        raise ValueError("Activations are the same in each epoch only while frozen batch-norm stays "
-                         "in evaluation mode: give the learner KeepFrozen(), and no "
-                         "KeepFrozen('train'), or train without cached_prefix.")
+    modes = {callback.batch_norm for callback in learn.cbs if isinstance(callback, KeepFrozen)}
+    if modes != {'eval'}:
+        raise ValueError("Activations stay the same only while frozen batch-norm is in evaluation "
+                         "mode: give the learner KeepFrozen() and no KeepFrozen('train'), or train "
+                         "without cached_prefix.")
     loaders = learn.dls.train, learn.dls.valid
     try: sources = [next(step for step in loader.dataset.tls[0].tfms.fs if isinstance(step, RowPixels))
                     for loader in loaders]
     except (AttributeError, StopIteration):
-        raise ValueError("cached_prefix reads images from the loaders of make_dls alone, and once at "
-                         "a time.") from None
+        raise ValueError("cached_prefix reads images from the loaders of make_dls alone.") from None
     steps = learn.dls.train.after_batch.fs
     unknown = [type(step).__name__ for step in steps if not isinstance(step, (IntToFloatTensor, Augment))]
     if unknown: raise ValueError(f"Batch step(s) {', '.join(unknown)} would be left out: remove them.")
@@ -341,14 +350,3 @@ def image_passes(
     if not policies: return [train], valid
     seeds = [int(_digest(f'{seed} {number}')[:15], 16) for number in range(passes)]
     return [train._replace(policy=policies[0], seed=one) for one in seeds], valid
-
-@contextmanager
-def _on_activations(learn, names, *rows_to_maps):
-    "Let both loaders yield activations, and the network take them"
-    sources = [loader.dataset.tls[0] for loader in (learn.dls.train, learn.dls.valid)]
-    images = [source.tfms for source in sources]
-    try:
-        for source, step in zip(sources, rows_to_maps): source.tfms = Pipeline([step])
-        with learn.added_cbs(StartLate(names, rows_to_maps[0])): yield
-    finally:
-        for source, step in zip(sources, images): source.tfms = step
