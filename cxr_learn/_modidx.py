@@ -355,7 +355,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'cxr_learn/freezing.py'),
                                     'cxr_learn.freezing.freeze_blocks': ('freezing.html#freeze_blocks', 'cxr_learn/freezing.py'),
                                     'cxr_learn.freezing.frozen_batch_norms': ('freezing.html#frozen_batch_norms', 'cxr_learn/freezing.py'),
-                                    'cxr_learn.freezing.frozen_blocks_of': ('freezing.html#frozen_blocks_of', 'cxr_learn/freezing.py')},
+                                    'cxr_learn.freezing.frozen_blocks_of': ('freezing.html#frozen_blocks_of', 'cxr_learn/freezing.py'),
+                                    'cxr_learn.freezing.statistics_drift': ('freezing.html#statistics_drift', 'cxr_learn/freezing.py')},
             'cxr_learn.guessing': { 'cxr_learn.guessing._macro_auc': ('guessing.html#_macro_auc', 'cxr_learn/guessing.py'),
                                     'cxr_learn.guessing._out_of_fold': ('guessing.html#_out_of_fold', 'cxr_learn/guessing.py'),
                                     'cxr_learn.guessing._sampled': ('guessing.html#_sampled', 'cxr_learn/guessing.py'),
@@ -749,4 +750,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'cxr_learn.unpacking.read_manifest': ('unpacking.html#read_manifest', 'cxr_learn/unpacking.py'),
                                      'cxr_learn.unpacking.unpack': ('unpacking.html#unpack', 'cxr_learn/unpacking.py'),
                                      'cxr_learn.unpacking.verify': ('unpacking.html#verify', 'cxr_learn/unpacking.py'),
-                                     'cxr_learn.unpacking.write_manifest': ('unpacking.html#write_manifest', 'cxr_learn/unpacking.py')}}}
+                                     'cxr_learn.unpacking.write_manifest': ('unpacking.html#write_manifest', 'cxr_learn/unpacking.py')},
+            'cxr_learn.worth': { 'cxr_learn.worth.evaluate_findings': ('worth.html#evaluate_findings', 'cxr_learn/worth.py'),
+                                 'cxr_learn.worth.plot_worth': ('worth.html#plot_worth', 'cxr_learn/worth.py'),
+                                 'cxr_learn.worth.pretrain_in_domain': ('worth.html#pretrain_in_domain', 'cxr_learn/worth.py')}}}

@@ -1,4 +1,6 @@
-"""Losses: equal to a sum by hand and to PyTorch's own, in values and slopes; safe for any logits; at home in a Learner"""
+"""Losses equal PyTorch's in value and slope, are safe for any logits, at home in a Learner"""
+import json
+import math
 import pickle
 
 import fastai.callback.progress  # noqa: F401 - gives Learner its no_bar
@@ -11,6 +13,7 @@ from fastai.callback.mixup import MixUp
 from fastai.learner import Learner, load_learner
 from scipy.stats import chisquare
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 from torchvision.ops import sigmoid_focal_loss
@@ -18,33 +21,44 @@ from torchvision.ops import sigmoid_focal_loss
 from cxr_learn.augmentation import balance_by_copies
 from cxr_learn.batches import check_loss, make_dls
 from cxr_learn.cohorts import CohortError, make_cohort, split_by_patient
-from cxr_learn.losses import (LOSSES, FindingsLoss, Loss, OneLabelLoss, correct_prior, loss_named, loss_weights, make_loss,
-                              mistake_cost, reciprocal_weights, training_counts, weighted_shares)
+from cxr_learn.losses import (LOSSES, FindingsLoss, Loss, OneLabelLoss, correct_prior, loss_named,
+                              loss_weights, make_loss, mistake_cost, reciprocal_weights,
+                              training_counts, weighted_shares)
 from cxr_learn.store import Store
 
 FINDINGS = ('Effusion', 'Nodule', 'Hernia')
 ONE_LABEL = [name for name in LOSSES if name not in ('pos_weight', 'focal_alpha')]
 GAMMAS = (0., .5, 1., 2., 5.)
+NAN = math.nan
+
+def seeded(seed=0): return torch.Generator().manual_seed(seed)
 
 def noise_store(cohort):
-    pixels = torch.randint(0, 256, (len(cohort), 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, 256, (len(cohort), 16, 16), dtype=torch.uint8, generator=seeded())
     return Store(pixels, tuple(cohort['image']), 'noise')
+
+def as_cohort(rows):
+    rows = rows.assign(path='none', patient_rule='given', source='noise')
+    return split_by_patient(make_cohort(rows))
 
 def single():
     "A cohort of three labels, one of them rare"
     rows = [dict(image=f'{label}{number:03}', patient_id=f'{label}{number}', label=label)
-            for label, patients in dict(ill=60, rare=12, well=100).items() for number in range(patients)]
-    return split_by_patient(make_cohort(pd.DataFrame(rows).assign(path='none', patient_rule='given', source='noise')))
+            for label, patients in dict(ill=60, rare=12, well=100).items()
+            for number in range(patients)]
+    return as_cohort(pd.DataFrame(rows))
 
 def multi(patients=200):
     "A cohort with several findings per image, the last one rare"
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(dict(patient_id=[f'P{n:03}' for n in range(patients)]))
-    for finding, share in zip(FINDINGS, (.4, .25, .1)): rows[f'label_{finding}'] = (rng.random(patients) < share).astype(int)
+    for finding, share in zip(FINDINGS, (.4, .25, .1)):
+        rows[f'label_{finding}'] = (rng.random(patients) < share).astype(int)
     rows['image'] = rows['patient_id']
-    return split_by_patient(make_cohort(rows.assign(path='none', patient_rule='given', source='noise')))
+    return as_cohort(rows)
 
-def loaders(cohort, balanced=False): return make_dls(cohort, noise_store(cohort), batch_size=8, augment=False, balanced=balanced)
+def loaders(cohort, balanced=False):
+    return make_dls(cohort, noise_store(cohort), batch_size=8, augment=False, balanced=balanced)
 
 @pytest.fixture(scope='module')
 def cohort(): return single()
@@ -57,15 +71,17 @@ def several(): return loaders(multi())
 
 def batch(classes=4, images=64, spread=3., seed=0):
     "Logits that ask for a slope, class numbers, and 0 or 1 per finding"
-    chance = torch.Generator().manual_seed(seed)
+    chance = seeded(seed)
     logits = spread * torch.randn(images, classes, generator=chance)
     numbers = torch.randint(0, classes, (images,), generator=chance)
-    return logits.requires_grad_(), numbers, torch.randint(0, 2, (images, classes), generator=chance).float()
+    present = torch.randint(0, 2, (images, classes), generator=chance).float()
+    return logits.requires_grad_(), numbers, present
 
 def same(ours, theirs, logits, tolerance=1e-6):
     "Equal in value and in slope"
-    slopes = [torch.autograd.grad(value.sum(), logits, retain_graph=True)[0] for value in (ours, theirs)]
-    torch.testing.assert_close(ours, theirs.as_subclass(torch.Tensor), rtol=tolerance, atol=tolerance)
+    slopes = [torch.autograd.grad(value.sum(), logits, retain_graph=True)[0]
+              for value in (ours, theirs)]
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(*slopes, rtol=tolerance, atol=tolerance)
 
 # ---- against PyTorch
@@ -75,16 +91,19 @@ def same(ours, theirs, logits, tolerance=1e-6):
 def test_one_label_equals_pytorch(smoothing, reduction):
     logits, numbers, _ = batch()
     ours = OneLabelLoss(Loss(smoothing=smoothing), torch.ones(4), reduction)(logits, numbers)
-    same(ours, F.cross_entropy(logits, numbers, label_smoothing=smoothing, reduction=reduction), logits, 1e-5 if reduction == 'sum' else 1e-6)
+    theirs = F.cross_entropy(logits, numbers, label_smoothing=smoothing, reduction=reduction)
+    same(ours, theirs, logits, 1e-5 if reduction == 'sum' else 1e-6)
 
 @pytest.mark.parametrize('smoothing', [0., .1])
 def test_weighted_equals_pytorch_but_for_the_divisor(smoothing):
     logits, numbers, _ = batch()
     weights = torch.tensor([.5, 1., 2., 18.])
-    ours = OneLabelLoss(Loss(tuple(weights.tolist()), smoothing=smoothing), weights, 'none')(logits, numbers)
-    same(ours, F.cross_entropy(logits, numbers, weights, label_smoothing=smoothing, reduction='none'), logits, 2e-6)
-    theirs = F.cross_entropy(logits, numbers, weights, label_smoothing=smoothing)
-    same(ours.sum() / weights[numbers].sum(), theirs, logits)
+    ours = OneLabelLoss(Loss(smoothing=smoothing), weights, 'none')(logits, numbers)
+    def theirs(reduction):
+        return F.cross_entropy(logits, numbers, weights, label_smoothing=smoothing,
+                               reduction=reduction)
+    same(ours, theirs('none'), logits, 2e-6)
+    same(ours.sum() / weights[numbers].sum(), theirs('mean'), logits)
 
 @pytest.mark.parametrize('weight', [None, torch.tensor([.5, 3., 40., 1.])])
 def test_findings_equal_pytorch(weight):
@@ -97,7 +116,8 @@ def test_findings_equal_pytorch(weight):
 @pytest.mark.parametrize('alpha', [None, .25, .9])
 def test_focal_findings_equal_torchvision(gamma, alpha):
     logits, _, present = batch()
-    weights = loss_weights(Loss(alpha, gamma), pd.DataFrame(dict(absent=1, present=1), index=range(4)), True)
+    counts = pd.DataFrame(dict(absent=1, present=1), index=range(4))
+    weights = loss_weights(Loss(alpha, gamma), counts, multi_label=True)
     ours = FindingsLoss(Loss(alpha, gamma), weights, 'none')(logits, present)
     theirs = sigmoid_focal_loss(logits, present, -1 if alpha is None else alpha, gamma)
     same(ours, theirs, logits)
@@ -149,13 +169,15 @@ def test_huge_logits_stay_finite(dtype, gamma, smoothing):
 def test_bfloat16_is_summed_in_32_bits():
     logits, numbers, present = batch(spread=8.)
     coarse = logits.detach().bfloat16()
-    for form, weights, targets in ((OneLabelLoss, torch.ones(4), numbers), (FindingsLoss, torch.ones(2, 4), present)):
+    for form, weights, targets in ((OneLabelLoss, torch.ones(4), numbers),
+                                   (FindingsLoss, torch.ones(2, 4), present)):
         loss = form(Loss(gamma=2.), weights)
         assert loss(coarse, targets) == loss(coarse.float(), targets)
 
 def test_the_cost_keeps_its_precision_where_the_answer_is_known():
     log_p = torch.tensor([-1e-6, -1e-9], dtype=torch.float32)
-    torch.testing.assert_close(mistake_cost(log_p, 2.), torch.tensor([1e-18, 1e-27]), rtol=1e-5, atol=0)
+    exact = torch.tensor([1e-18, 1e-27])
+    torch.testing.assert_close(mistake_cost(log_p, 2.), exact, rtol=1e-5, atol=0)
 
 # ---- weights
 
@@ -164,34 +186,41 @@ def test_weights_come_from_the_training_split(dls, several, cohort):
     counts = training_counts(dls)
     assert counts['present'].to_dict() == train.to_dict()
     assert (counts.sum(axis=1) == train.sum()).all()
-    weights = make_loss('weighted', dls).weights
+    weights = make_loss('weighted', dls).weights.cpu()
     np.testing.assert_allclose(weights, train.sum() / (3 * train), rtol=1e-6)
     assert np.isclose((weights.numpy() * train).sum() / train.sum(), 1)
     counts = training_counts(several)
-    np.testing.assert_allclose(make_loss('pos_weight', several).weights[1], counts['absent'] / counts['present'], rtol=1e-6)
-    assert (make_loss('pos_weight', several).weights[0] == 1).all()
-    balanced = make_loss('weighted', several).weights.numpy()
-    np.testing.assert_allclose(balanced[1] / balanced[0], counts['absent'] / counts['present'], rtol=1e-6)
-    np.testing.assert_allclose((balanced * counts.T.to_numpy()).sum(axis=0) / counts.iloc[0].sum(), 1, rtol=1e-6)
-    np.testing.assert_allclose(make_loss('focal_alpha', several).weights, [[.75] * 3, [.25] * 3])
+    ratio = counts['absent'] / counts['present']
+    absent, present = make_loss('pos_weight', several).weights.cpu()
+    np.testing.assert_allclose(present, ratio, rtol=1e-6)
+    assert (absent == 1).all()
+    balanced = make_loss('weighted', several).weights.cpu().numpy()
+    np.testing.assert_allclose(balanced[1] / balanced[0], ratio, rtol=1e-6)
+    total = (balanced * counts.T.to_numpy()).sum(axis=0)
+    np.testing.assert_allclose(total / counts.iloc[0].sum(), 1, rtol=1e-6)
+    absent, present = make_loss('focal_alpha', several).weights
+    assert (absent == .75).all() and (present == .25).all()
 
 def test_copies_are_counted(cohort):
     enlarged, store = balance_by_copies(cohort, noise_store(cohort))
     counts = training_counts(make_dls(enlarged, store, batch_size=8, augment=False))['present']
-    assert counts['rare'] == (enlarged['split'].eq('train') & enlarged['label'].eq('rare')).sum() > 12
+    rare = enlarged['split'].eq('train') & enlarged['label'].eq('rare')
+    assert counts['rare'] == rare.sum() > 12
 
 def test_reciprocal_weights_are_scikit_learns_balanced_ones():
-    from sklearn.utils.class_weight import compute_class_weight
     labels = np.repeat([0, 1, 2, 3], (1575, 2778, 1494, 82))
-    np.testing.assert_allclose(reciprocal_weights(np.bincount(labels)), compute_class_weight('balanced', classes=np.arange(4), y=labels))
+    theirs = compute_class_weight('balanced', classes=np.arange(4), y=labels)
+    np.testing.assert_allclose(reciprocal_weights(np.bincount(labels)), theirs)
 
 # ---- what is refused
 
 @pytest.mark.parametrize('loss,word', [
-    (Loss(gamma=-1.), 'gamma'), (Loss(gamma=float('nan')), 'gamma'), (Loss(gamma=float('inf')), 'gamma'),
-    (Loss(smoothing=1.), 'smoothing'), (Loss(smoothing=-.1), 'smoothing'), (Loss(smoothing=float('nan')), 'smoothing'),
-    (Loss('square root'), 'square root'), (Loss(1.5), 'alpha'), (Loss(float('nan')), 'alpha'), (Loss((1., 0.)), 'above 0'),
-    (Loss((1., float('nan'))), 'above 0'), ('crossentropy', 'cross_entropy'), (3, 'Unknown loss')])
+    (Loss(gamma=-1.), 'gamma'), (Loss(gamma=NAN), 'gamma'), (Loss(gamma=math.inf), 'gamma'),
+    (Loss(smoothing=1.), 'smoothing'), (Loss(smoothing=-.1), 'smoothing'),
+    (Loss(smoothing=NAN), 'smoothing'), (Loss('square root'), 'square root'), (Loss(1.5), 'alpha'),
+    (Loss(0.), 'alpha'), (Loss(NAN), 'alpha'), (Loss((1., 0.)), 'above 0'),
+    (Loss((1., NAN)), 'above 0'),
+    ('crossentropy', 'cross_entropy'), (3, 'Unknown loss'), ([], 'Unknown loss')])
 def test_numbers_without_a_meaning_are_refused(loss, word, dls):
     with pytest.raises(ValueError, match=word): loss_named(loss)
     with pytest.raises(ValueError, match=word): make_loss(loss, dls)
@@ -200,14 +229,16 @@ def test_weights_that_do_not_suit_the_labels_are_refused(dls, several):
     for name in ('pos_weight', 'focal_alpha'):
         with pytest.raises(ValueError, match='several findings'): make_loss(name, dls)
     for loaders_ in (dls, several):
-        with pytest.raises(ValueError, match='2 class weights for 3 classes'): make_loss(Loss((1., 2.)), loaders_)
+        with pytest.raises(ValueError, match='2 class weights for 3'):
+            make_loss(Loss((1., 2.)), loaders_)
 
 @pytest.mark.parametrize('name', ['weighted', 'focal_weighted', 'pos_weight'])
 @pytest.mark.parametrize('side', [0., 1.])
 def test_a_finding_that_training_never_shows_or_always_shows_is_named(name, side):
     dls = loaders(multi())
     dls.train_ds.tls[1].tfms.fs[0].present[:, 2] = side
-    with pytest.raises(CohortError, match='Hernia.*' + ('absent' if side else 'present')): make_loss(name, dls)
+    missing = 'absent' if side else 'present'
+    with pytest.raises(CohortError, match=f'Hernia.*{missing}'): make_loss(name, dls)
     assert make_loss('focal', dls) is not None
 
 def test_a_class_that_training_never_shows_is_named(cohort):
@@ -219,18 +250,21 @@ def test_a_class_that_training_never_shows_is_named(cohort):
 def test_rarity_is_made_up_for_once(cohort):
     balanced = loaders(cohort, balanced=True)
     with pytest.raises(CohortError, match='twice'): make_loss('weighted', balanced)
-    assert make_loss('focal', balanced) is not None and make_loss(Loss((1., 2., 1.)), balanced) is not None
+    for meant in ('focal', 'smoothed', Loss((1., 2., 1.))): make_loss(meant, balanced)
 
 def test_the_form_must_fit_the_targets(dls, several):
     logits, numbers, present = batch(classes=3)
-    with pytest.raises(CohortError, match='one label per image'): make_loss('focal', dls)(logits, present)
-    with pytest.raises(CohortError, match='one label per image'): check_loss(several, make_loss('weighted', dls))
-    with pytest.raises(CohortError, match='several findings'): make_loss('focal', several)(logits, numbers)
-    with pytest.raises(ValueError, match='reduction'): OneLabelLoss(Loss(), torch.ones(3), 'median')(logits, numbers)
+    with pytest.raises(CohortError, match='one label per image'):
+        make_loss('focal', dls)(logits, present)
+    with pytest.raises(CohortError, match='one label per image'):
+        check_loss(several, make_loss('weighted', dls))
+    with pytest.raises(CohortError, match='several findings'):
+        make_loss('focal', several)(logits, numbers)
+    with pytest.raises(ValueError, match='reduction'):
+        OneLabelLoss(Loss(), torch.ones(3), 'median')(logits, numbers)
     with pytest.raises(CohortError, match='make_dls'): training_counts(object())
 
 def test_a_loss_is_plain_data():
-    import json
     for loss in LOSSES.values():
         again = Loss(**json.loads(json.dumps(loss._asdict())))
         assert loss_named(again) == loss and hash(loss) is not None
@@ -256,7 +290,7 @@ def test_fastai_trains_predicts_and_exports(name, kind, request, tmp_path):
         label = learn.predict(0)[0]
     assert probabilities.min() >= 0 and probabilities.max() <= 1 and losses.shape == (len(targets),)
     assert learn.loss_func.reduction == 'mean'
-    assert np.isclose(losses.mean(), whole, rtol=1e-5)  # whatever the batches: the divisor is the number of images
+    assert np.isclose(losses.mean(), whole, rtol=1e-5)  # however the images fall into batches
     if kind == 'dls':
         assert torch.equal(decoded, probabilities.argmax(dim=1)) and label in dls.vocab
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(targets)))
@@ -275,8 +309,9 @@ def test_a_loss_travels(dls, several):
     for loaders_ in (dls, several):
         loss = make_loss('focal_weighted', loaders_)
         again = pickle.loads(pickle.dumps(loss))
-        assert torch.equal(loss.weights, again.weights) and again.loss == LOSSES['focal_weighted'] and 'gamma=2.0' in repr(again)
-        assert [name for name, _ in loss.named_buffers()] == ['weights'] and not list(loss.parameters())
+        assert torch.equal(loss.weights, again.weights)
+        assert again.loss == LOSSES['focal_weighted'] and 'gamma=2.0' in repr(again)
+        assert list(dict(loss.named_buffers())) == ['weights'] and not list(loss.parameters())
         assert loss.to('meta').weights.device.type == 'meta'
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
@@ -289,12 +324,14 @@ def test_weights_follow_to_a_gpu(dls):
 
 def test_balanced_batches_are_a_weighted_random_sampler(cohort):
     dls = loaders(cohort, balanced=True)
-    numbers = np.array([dls.vocab.o2i[label] for label in cohort['label'].iloc[list(dls.train_ds.items)]])
+    labels = cohort['label'].iloc[list(dls.train_ds.items)]
+    numbers = labels.map(dls.vocab.o2i).to_numpy()
     sizes, epochs = np.bincount(numbers), 300
+    dls.train.rng.seed(0)
     chances = 1 / sizes[numbers]
     ours = np.concatenate([dls.train.get_idxs() for _ in range(epochs)])
     theirs = list(WeightedRandomSampler(chances, epochs * len(numbers), replacement=True,
-                                        generator=torch.Generator().manual_seed(0)))
+                                        generator=seeded()))
     expected = epochs * len(numbers) * chances / chances.sum()
     for drawn in (ours, theirs):
         counts = np.bincount(drawn, minlength=len(numbers))
@@ -306,8 +343,8 @@ def test_three_ways_pull_in_one_direction():
     "The weighted sum, the expectation of the draw and exact copies have one gradient"
     sizes = (2, 6, 12)
     numbers = torch.arange(3).repeat_interleave(torch.tensor(sizes))
-    features = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weight = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    features = torch.randn(20, 5, dtype=torch.float64, generator=seeded())
+    weight = torch.randn(5, 3, dtype=torch.float64, generator=seeded(1)).requires_grad_()
     def slope(loss): return torch.autograd.grad(loss, weight, retain_graph=True)[0]
     each = F.cross_entropy(features @ weight, numbers, reduction='none')
     balanced = torch.tensor(reciprocal_weights(sizes))
@@ -326,15 +363,20 @@ def test_correct_prior_is_elkans_theorem():
     for wanted in (.01, .2, .9):
         elkan = wanted * (p - p * trained) / (trained - p * trained + wanted * p - trained * wanted)
         np.testing.assert_allclose(correct_prior(p, trained, wanted), elkan, atol=1e-12)
-        np.testing.assert_allclose(correct_prior(np.stack([1 - p, p], 1), [1 - trained, trained], [1 - wanted, wanted])[:, 1], elkan, atol=1e-12)
-        np.testing.assert_allclose(correct_prior(correct_prior(p, trained, wanted), wanted, trained), p, atol=1e-12)
-    np.testing.assert_allclose(correct_prior(p[:, None].repeat(2, 1), [.5, .3], [.1, .3], multi_label=True)[:, 1], p)
+        both = np.stack([1 - p, p], axis=1)
+        compete = correct_prior(both, [1 - trained, trained], [1 - wanted, wanted])
+        np.testing.assert_allclose(compete[:, 1], elkan, atol=1e-12)
+        back = correct_prior(correct_prior(p, trained, wanted), wanted, trained)
+        np.testing.assert_allclose(back, p, atol=1e-12)
+    questions = correct_prior(p[:, None].repeat(2, 1), [.5, .3], [.9, .3], multi_label=True)
+    np.testing.assert_allclose(questions, np.stack([elkan, p], axis=1), atol=1e-12)
     assert np.array_equal(correct_prior(np.array([0., 1.]), .5, .01), [0., 1.])
 
 def test_correct_prior_is_bayes_rule():
     "Likelihoods stay, priors change: the posterior of the new prior comes out"
     likelihood = np.random.default_rng(0).random((50, 4))
-    def posterior(prior): return likelihood * prior / (likelihood * prior).sum(axis=1, keepdims=True)
+    def posterior(prior):
+        return likelihood * prior / (likelihood * prior).sum(axis=1, keepdims=True)
     old, new = np.array([.25, .25, .25, .25]), np.array([.6, .3, .09, .01])
     np.testing.assert_allclose(correct_prior(posterior(old), old, new), posterior(new))
 
@@ -342,20 +384,24 @@ def test_weights_shift_the_log_odds_of_a_logistic_regression_and_it_is_put_back(
     rng = np.random.default_rng(0)
     ill = rng.random(40_000) < .05
     x = (rng.normal(size=len(ill)) + 1.5 * ill)[:, None]
-    plain, weighted = (LogisticRegression(C=np.inf, class_weight=weight, tol=1e-8).fit(x, ill) for weight in (None, 'balanced'))
+    plain, weighted = (LogisticRegression(C=np.inf, class_weight=weight, tol=1e-8).fit(x, ill)
+                       for weight in (None, 'balanced'))
     counts = np.bincount(ill)
     weights = reciprocal_weights(counts)
     shift = weighted.intercept_ - plain.intercept_
     assert abs(shift[0] - np.log(weights[1] / weights[0])) < .15
     np.testing.assert_allclose(weighted_shares(counts, weights), [.5, .5])
-    back = correct_prior(weighted.predict_proba(x)[:, 1], weighted_shares(counts, weights)[1], ill.mean())
+    back = correct_prior(weighted.predict_proba(x)[:, 1], .5, ill.mean())
     assert abs(back.mean() - ill.mean()) < .002
-    king_zeng = np.log((1 - ill.mean()) / ill.mean())  # to be taken from the log-odds: the training's are even
-    odds = np.log(weighted.predict_proba(x)[:, 1] / weighted.predict_proba(x)[:, 0]) - king_zeng
-    np.testing.assert_allclose(back, 1 / (1 + np.exp(-odds)), rtol=1e-8)
+    king_zeng = np.log((1 - ill.mean()) / ill.mean())  # the log-odds of training are even
+    log_odds = weighted.decision_function(x) - king_zeng
+    np.testing.assert_allclose(back, 1 / (1 + np.exp(-log_odds)), rtol=1e-8)
 
 @pytest.mark.parametrize('arguments,word', [
-    (([.2, 1.2], .5, .1), 'after softmax'), (([.2, float('nan')], .5, .1), 'after softmax'), (([.2], 0., .1), 'trained'),
-    (([.2], .5, 1.), 'wanted'), (([[.2, .8]], [.5, .6], [.5, .5]), 'add up to 1'), (([.2], .5, float('nan')), 'wanted')])
+    (([.2, 1.2], .5, .1), 'after softmax'), (([.2, NAN], .5, .1), 'after softmax'),
+    (([.2], 0., .1), 'trained'), (([.2], .5, 1.), 'wanted'), (([.2], .5, NAN), 'wanted'),
+    (([.2, .8], [.5, .5], [.9, .1]), 'one share'),
+    (([[.2, .2]], [.5, .5], [.9, .1]), 'multi_label'),
+    (([[.2, .8]], [.5, .6], [.5, .5]), 'add up to 1')])
 def test_impossible_priors_are_refused(arguments, word):
     with pytest.raises(ValueError, match=word): correct_prior(*map(np.asarray, arguments))
