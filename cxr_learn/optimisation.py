@@ -49,7 +49,7 @@ def make_optimiser(
     memory = dict(betas=(momentum, SQUARES)) if 'adam' in name else dict(momentum=momentum)
     return partial(OptimWrapper, opt=partial(OPTIMISERS[name], fused=fused, **memory))
 
-# %% ../nbs/07c_optimisation.ipynb #c06da267
+# %% ../nbs/07c_optimisation.ipynb #85ef6f1d
 SCHEDULES = ('one_cycle', 'flat', 'step', 'cosine')
 _one_cycle = combined_cos(.25, 1 / 25, 1., 1e-5)  # up for a quarter, from 1/25; down to nearly nothing
 
@@ -62,6 +62,8 @@ def rate_share(
     warm_up:float=0., # 'cosine': share of the training that rises in a line from 0
 ) -> float: # the rate now, as a share of the highest
     "The plan for the learning rate, a plain function of how much is done."
+    if every < 1: raise ValueError(f"every = {every}: at least one epoch between two drops.")
+    if not 0 <= warm_up < 1: raise ValueError(f"warm_up = {warm_up}: a share, 0 or above and below 1.")
     if schedule == 'one_cycle': return _one_cycle(done)
     if schedule == 'step': return factor ** (epoch // every)
     if schedule == 'cosine' and done < warm_up: return done / warm_up
@@ -195,16 +197,16 @@ def find_learning_rate(
                                  f"learning rate {lowest:g}: look at the images, labels and weights.")
     return RateSearch(table, valley(table['lr'].tolist(), table['smoothed'].tolist(), len(table))[0])
 
-# %% ../nbs/07c_optimisation.ipynb #25bb6852
+# %% ../nbs/07c_optimisation.ipynb #3565b043
 def plot_learning_rates(
     found:RateSearch, # from `find_learning_rate`
     axes=None, # matplotlib axes; new ones if None
 ): # the axes
     "Loss against learning rate, with the suggestion marked."
-    axes = axes or plt.subplots(figsize=(4.5, 3), dpi=80)[1]
+    axes = axes or plt.subplots(figsize=(4.5, 2.8), dpi=80)[1]
     axes.plot(found.table['lr'], found.table['loss'], '.', color='#999999', label='each batch')
     axes.plot(found.table['lr'], found.table['smoothed'], color='#0072B2', label='smoothed')
     axes.axvline(found.suggestion, color='#D55E00', ls='--', label=f'suggestion {found.suggestion:.1g}')
     axes.set(xscale='log', xlabel='learning rate', ylabel='loss')
-    axes.legend()
+    axes.legend(loc='center left', bbox_to_anchor=(1, .5), fontsize=8)
     return axes
