@@ -1,6 +1,7 @@
 """The cached prefix: the same training, found again, bounded, and never a crash"""
 import errno
 import json
+import time
 
 import numpy as np
 import pytest
@@ -192,7 +193,7 @@ def test_above_the_memory_limit_they_are_on_disk_and_found_by_another_process(da
     cache = PrefixCache(tmp_path, memory_limit=1000)
     (kept,), computed = obtain(data, cache)
     (direct,), _ = obtain(data, PrefixCache())
-    assert kept.equal(direct) and computed == 20 and cache.places([kept]) == 'disk'
+    assert kept.equal(direct) and computed == 20 and cache.place_of([kept]) == 'disk'
     (again,), computed = obtain(data, PrefixCache(tmp_path, memory_limit=0))
     assert again.equal(direct) and computed == 0
 
@@ -217,14 +218,11 @@ def test_the_longest_unused_make_room(data, tmp_path):
     size = 20 * 128 * 4 * 4 * 4  # bytes after three blocks at 32 pixels, in 32 bits
     for cache in (PrefixCache(memory_limit=5 * size // 2), PrefixCache(tmp_path, 0, disk_limit=5 * size // 2)):
         for images, computed in ((20, 20), (19, 19), (20, 0), (18, 18), (20, 0), (19, 19)):
-            if cache.folder:  # what is in use stays; a time stamp tells the age
-                import os, time
-                time.sleep(.01)
+            time.sleep(.01)  # a file's time stamp tells its age
             cache.in_use.clear()
-            cache.disk.clear()
-            assert obtain(data, cache, images=images)[1] == computed, (cache.folder, images)
-        held = sum(maps.nbytes for maps in cache.memory.values()) + sum(file.stat().st_size for file in tmp_path.glob('*.npy'))
-        assert held <= cache.memory_limit + (cache.disk_limit if cache.folder else 0) + 1000
+            assert obtain(data, cache, images=images)[1] == computed, (cache.places[-1].name, images)
+        held = sum(maps.nbytes for maps in cache.places[0].kept.values()) + sum(file.stat().st_size for file in tmp_path.glob('*.npy'))
+        assert held <= 5 * size // 2 + 1000
 
 def test_leftovers_of_a_kill_are_removed(data, tmp_path):
     leftover = tmp_path/'.1234.partial.prefix-0123456789abcdef.npy'
@@ -242,7 +240,7 @@ def test_without_memory_it_goes_to_disk(data, tmp_path, monkeypatch, error):
     monkeypatch.setattr(prefix, '_empty', fail(error))
     cache = PrefixCache(tmp_path)
     (kept,), _ = obtain(data, cache)
-    assert cache.places([kept]) == 'disk'
+    assert cache.place_of([kept]) == 'disk'
 
 @pytest.mark.parametrize('limits, why', [
     (dict(memory_limit=1000), 'raise memory_limit, or name a folder'),
