@@ -25,9 +25,9 @@ def conv_block(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
         nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), nn.MaxPool2d(2))
 
-# %% ../nbs/07_cnn.ipynb #63f2fe93
+# %% ../nbs/07_cnn.ipynb #3e7305fc
 class BlockNet(nn.Module):
-    "A row of blocks and a head; takes grey images `(n, 1, h, w)` in [0, 1], gives `(n, classes)` logits"
+    "A row of blocks and a head; grey images `(n, 1, h, w)` in [0, 1] give `(n, classes)` logits"
     def __init__(
         self,
         blocks:Sequence[nn.Module], # from the image to the feature map, in order
@@ -37,7 +37,7 @@ class BlockNet(nn.Module):
     ):
         super().__init__()
         self.blocks, self.head = nn.Sequential(*blocks), head
-        self.bf16, self.channels_last = False, True  # how sums are done; the chapter on speed decides
+        self.bf16, self.channels_last = False, True  # how sums are done: the chapter on speed
         self.register_buffer('mean', torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -57,16 +57,16 @@ class BlockNet(nn.Module):
 
 def _explain(error, images):
     "Say in words of this course what PyTorch says in its own; other errors pass"
-    shape = ' x '.join(map(str, images.shape))
     if 'more than 1 value per channel' in str(error):
-        raise ValueError(f"Training on one image ({shape}): batch-norm compares images, so a batch "
-                         "needs 2 or more. Drop a last batch of one, or call model.eval() to "
-                         "predict.") from error
+        raise ValueError("Training on a batch of one image: batch-norm compares the images of a "
+                         "batch and needs 2 or more. Leave a last batch of one out, or call "
+                         "model.eval() to predict.") from error
     if 'too small' in str(error):
-        raise ValueError(f"Images of {shape} are too small: each pooling halves the map, until "
-                         "nothing is left. Use a larger image size.") from error
+        side = ' x '.join(map(str, images.shape[-2:]))
+        raise ValueError(f"Images of {side} pixels are too small: each pooling halves the map, "
+                         "until nothing is left. Use a larger image size.") from error
 
-# %% ../nbs/07_cnn.ipynb #1db68ab1
+# %% ../nbs/07_cnn.ipynb #68d85eb3
 HEADS = ('linear', 'dropout', 'dense', 'fastai')
 DROPOUT = .5 # yarovyi
 DENSE_FEATURES, DENSE_DROPOUT = 128, .2 # hamza; the rate is not in the report
@@ -79,7 +79,7 @@ def make_head(
 ) -> nn.Sequential: # `(n, features, h, w)` -> `(n, classes)`
     """Average each channel over the map, then the layers of one of the reports' heads.
 
-    'fastai' is fastai's `create_head` and has a batch-norm of its own, so `standardise` adds none."""
+    'fastai' is fastai's `create_head`; it has a batch-norm, so `standardise` adds none."""
     if classes < 1: raise ValueError(f"classes = {classes}: at least 1 is needed.")
     if kind not in HEADS: raise ValueError(f"Unknown head {kind!r}: use one of {', '.join(HEADS)}.")
     if kind == 'fastai': return _fastai_head(features, classes)
@@ -101,14 +101,14 @@ def count_parameters(
     "How many numbers a network has, or can change."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
-# %% ../nbs/07_cnn.ipynb #df878007
+# %% ../nbs/07_cnn.ipynb #2d40f7a2
 CHANNELS = (32, 64, 128, 256, 512)
 KERNEL_SIZES = (5, 5, 3, 3, 3)
 
 def custom_cnn(
     classes:int, # number of classes, or of findings
 ) -> BlockNet: # 1,606,916 parameters for 4 classes
-    "The handcrafted network of lykos's report, section 3.2, with the features averaged over the map."
+    "lykos's handcrafted network (report, section 3.2), its features averaged over the map."
     widths = (3, *CHANNELS)
     blocks = [conv_block(*widths[i:i + 2], size) for i, size in enumerate(KERNEL_SIZES)]
     return BlockNet(blocks, make_head(CHANNELS[-1], classes))
@@ -133,14 +133,19 @@ def parameter_table(
                          output=' x '.join(map(str, maps.shape[1:]))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_cnn.ipynb #33c12b69
+# %% ../nbs/07_cnn.ipynb #c3faab00
 SIMPLE_CHANNELS = (32, 64, 128, 128)
 
 def simple_cnn(
     classes:int, # number of classes, or of findings
 ) -> BlockNet: # 257,602 parameters for 2 classes
-    "Convolution, ReLU, pooling, four times, and a dense head: hamza's simple CNN; the sizes are ours."
+    "hamza's simple CNN: convolution, ReLU, pooling, four times, a dense head; the sizes are ours."
     widths = (3, *SIMPLE_CHANNELS)
     blocks = [nn.Sequential(nn.Conv2d(*widths[i:i + 2], 3, padding=1), nn.ReLU(inplace=True),
                             nn.MaxPool2d(2)) for i in range(len(SIMPLE_CHANNELS))]
-    return BlockNet(blocks, make_head(SIMPLE_CHANNELS[-1], classes, 'dense'))
+    network = BlockNet(blocks, make_head(SIMPLE_CHANNELS[-1], classes, 'dense'))
+    for layer in network.modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)): continue
+        nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+        nn.init.zeros_(layer.bias)
+    return network

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WEIGHT_NAMES', 'FOLDER', 'SHIPPED_FILE', 'IN_DOMAIN_FILE', 'HEADS_OF_OTHERS', 'WRAPPERS', 'CXR_NAME', 'CXR_MEAN',
            'CXR_STD', 'NIH', 'TINY_IMAGENET', 'SHOWN', 'weights_card', 'shipped_card', 'read_weights', 'body_weights',
-           'trained_on', 'refuse_contaminated', 'weights_digest', 'transfer_net']
+           'trained_on', 'refuse_contaminated', 'weights_digest', 'load_body', 'transfer_net']
 
-# %% ../nbs/09_transfer.ipynb #49f99ea8
+# %% ../nbs/09_transfer.ipynb #a6178935
 import json
 import re
 import warnings
@@ -15,19 +15,16 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from pickle import Unpickler, UnpicklingError
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
 
 from .cards import CARDS
 from .cnn import BlockNet, make_head
-from .networks import (ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, WeightsError, grey_stem,
-                                timm_network)
+from .networks import ARCHITECTURES, WeightsError, grey_stem, timm_network
 
 # %% ../nbs/09_transfer.ipynb #17c0e6b0
 WEIGHT_NAMES = ('none', 'shipped', 'imagenet', 'in_domain', 'cxr')
@@ -52,11 +49,11 @@ def shipped_card() -> dict: # how the shipped weights were made, measured and ma
     "The card of the weights in the package."
     return weights_card('shipped')
 
-# %% ../nbs/09_transfer.ipynb #bf7f16ea
+# %% ../nbs/09_transfer.ipynb #b99dc395
 HEADS_OF_OTHERS = ('fc.', 'classifier.', 'head.', 'last_linear.') # a head's names begin so
 WRAPPERS = ('module.', 'model.', '_orig_mod.', 'backbone.', 'encoder.', 'densenet121.')
 _LEVELS = ('state_dict', 'model_state_dict', 'model') # where a checkpoint keeps its tensors
-_OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12])\.') # torchvision's names of 2017
+_OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12])\.') # of 2017
 
 def read_weights(
     file:str|Path, # a .safetensors, .pth or .pt file; nothing in it is executed
@@ -67,16 +64,16 @@ def read_weights(
     try: state = load_file(file) if Path(file).suffix == '.safetensors' else _load_pickle(file)
     except WeightsError: raise
     except Exception as error:  # a damaged file can fail in many ways
-        raise WeightsError(f"{file} cannot be read as weights ({_first_line(error)}): is it whole? "
-                           "Fetch it again, or use another file.") from None
+        raise WeightsError(f"{file} cannot be read as weights ({_first_line(error)}): is it "
+                           "whole? Fetch it again, or use another file.") from None
     return _unwrap(state, file)
 
 def _load_pickle(file):
     try: return torch.load(file, map_location='cpu', weights_only=True)
     except UnpicklingError as error:
-        raise WeightsError(f"{file} is not a plain file of weights ({_first_line(error)}), or it holds "
-                           "objects that would run code; nothing was run. Ask its author for a "
-                           "`state_dict`, best as .safetensors.") from None
+        raise WeightsError(f"{file} is not a plain file of weights ({_first_line(error)}), or it "
+                           "holds objects that would run code; nothing was run. Ask its author "
+                           "for a `state_dict`, best as .safetensors.") from None
 
 def _first_line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
@@ -90,25 +87,28 @@ def _unwrap(state, file):
         if all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     head = [name for name in state if name.startswith(HEADS_OF_OTHERS)]
-    body = {_OLD_DENSENET.sub(r'\1\2.', name): tensor.float() if tensor.is_floating_point() else tensor
+    body = {_OLD_DENSENET.sub(r'\1\2.', name): _single(tensor)
             for name, tensor in state.items() if name not in head}
-    spoilt = [name for name, tensor in body.items() if not tensor.isfinite().all()]
-    if spoilt: raise WeightsError(f"{file} is damaged: {spoilt[0]} holds values that are no numbers.")
+    for name, tensor in body.items():
+        if tensor.isfinite().all(): continue
+        raise WeightsError(f"{file} is damaged: {name} holds values that are no numbers.")
     return body, head
 
-# %% ../nbs/09_transfer.ipynb #84e19b1e
+def _single(tensor): return tensor.float() if tensor.is_floating_point() else tensor
+
+# %% ../nbs/09_transfer.ipynb #c111f2b9
 def body_weights(
     architecture:str, # one of `ARCHITECTURES`
     weights:str, # one of `WEIGHT_NAMES`, or the path of a .safetensors, .pth or .pt file
 ) -> dict[str, Tensor]|None: # tensors by their makers' names, without the head; None for 'none'
-    "Find weights by name. Raises `WeightsError` where they cannot be had; never falls back in silence."
+    "Find weights by name. Raises `WeightsError` where they cannot be had; never falls back."
     if weights == 'none': return None
     _check_kin(architecture, weights)
     if weights == 'imagenet': return _imagenet(architecture)
     if weights == 'cxr': return _unwrap(_read_modules(_cxr_file()), 'cxr')[0]
     if weights == 'in_domain' and not Path(str(IN_DOMAIN_FILE)).exists():
-        raise WeightsError("The in-domain weights are not in this package: make them as the chapter on "
-                           "pretraining shows, and give the file's path as weights.")
+        raise WeightsError("The in-domain weights are not in this package: make them as the "
+                           "chapter on pretraining shows, and give the file's path as weights.")
     file = str(_OURS.get(weights, weights))
     if file.endswith(('.safetensors', '.pth', '.pt')): return read_weights(file)[0]
     raise WeightsError(f"Unknown weights {weights!r}: use {', '.join(WEIGHT_NAMES)}, or a "
@@ -116,54 +116,60 @@ def body_weights(
 
 def _check_kin(architecture, weights):
     if architecture not in ARCHITECTURES:
-        raise WeightsError(f"Unknown architecture {architecture!r}: use {', '.join(ARCHITECTURES)}.")
+        raise WeightsError(f"Unknown architecture {architecture!r}: use one of "
+                           f"{', '.join(ARCHITECTURES)}.")
     kin = {'shipped': 'resnet18', 'in_domain': 'resnet18', 'cxr': 'densenet121'}.get(weights)
     if kin not in (None, architecture):
         raise WeightsError(f"No {weights} weights for {architecture}: use {kin}, or "
                            "weights='imagenet'.")
 
 def _imagenet(architecture):
-    plan = ARCHITECTURES[architecture]
-    if plan.imagenet is None:
+    published = ARCHITECTURES[architecture].imagenet
+    if published is None:
         raise WeightsError(f"Nobody has published ImageNet weights for {architecture} here: the "
                            "nearest are resnetv2_101 and resnet152.")
     try:
-        if isinstance(plan.imagenet, str): state = _timm_network(plan.imagenet, pretrained=True).state_dict()
-        else: state = plan.imagenet.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if isinstance(published, str): state = timm_network(published, pretrained=True).state_dict()
+        else: state = published.get_state_dict(check_hash=True, weights_only=True)
     except WeightsError: raise
     except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"The ImageNet weights of {architecture} could not be downloaded ({_first_line(error)}). "
-            "Connect to the network once, or use weights='shipped' (resnet18, in the package).") from None
+        raise WeightsError(f"The ImageNet weights of {architecture} could not be downloaded "
+                           f"({_first_line(error)}). Connect to the network once, or use "
+                           "weights='shipped' (resnet18, in the package).") from None
     return _unwrap(state, f'{architecture} imagenet')[0]
 
-# %% ../nbs/09_transfer.ipynb #a14686a3
+# %% ../nbs/09_transfer.ipynb #bbe6aa96
 CXR_NAME = 'densenet121-res224-nih' # torchxrayvision's name
 CXR_MEAN, CXR_STD = (.5,), (.5 / 1024,) # [0, 1] becomes [-1024, 1024]
 _XRV, _LAYERS = 'torchxrayvision.models', 'torch.nn.modules.'
 _DENSENET_PARTS = {
     *((_XRV, name) for name in ('DenseNet', '_DenseBlock', '_DenseLayer', '_Transition')),
     *((_LAYERS + module, name) for module, name in (
-        ('activation', 'ReLU'), ('batchnorm', 'BatchNorm2d'), ('container', 'Sequential'), ('conv', 'Conv2d'),
-        ('linear', 'Linear'), ('pooling', 'AvgPool2d'), ('pooling', 'MaxPool2d'))),
+        ('activation', 'ReLU'), ('batchnorm', 'BatchNorm2d'), ('container', 'Sequential'),
+        ('conv', 'Conv2d'), ('linear', 'Linear'), ('pooling', 'AvgPool2d'),
+        ('pooling', 'MaxPool2d'))),
     ('collections', 'OrderedDict'), ('torch._utils', '_rebuild_tensor_v2'), ('builtins', 'set'),
-    ('torch._utils', '_rebuild_parameter'), ('torch', 'FloatStorage'), ('torch', 'LongStorage')}
+    ('torch._utils', '_rebuild_parameter'), ('torch', 'FloatStorage'), ('torch', 'LongStorage'),
+    ('__builtin__', 'set')}
 
 class _DenseNetUnpickler(Unpickler):
     def find_class(self, module, name):
         if (module, name) in _DENSENET_PARTS: return super().find_class(module, name)
         raise UnpicklingError(f'{module}.{name} is no part of a DenseNet')
 
+class _DenseNetPickle:  # what `torch.load` asks of a module for pickles
+    Unpickler = _DenseNetUnpickler
+    def load(opened, **options): return _DenseNetUnpickler(opened, **options).load()
+
 def _read_modules(file):
-    reader = SimpleNamespace(Unpickler=_DenseNetUnpickler, load=lambda opened, **options: _DenseNetUnpickler(
-        opened, **options).load())
     try:
         with warnings.catch_warnings(action='ignore'):  # the layers' source has changed since
-            network = torch.load(file, map_location='cpu', weights_only=False, pickle_module=reader)
+            state = torch.load(file, map_location='cpu', weights_only=False,
+                               pickle_module=_DenseNetPickle).state_dict()
     except Exception as error:  # a damaged file can fail in many ways
-        raise WeightsError(f"{file} is not torchxrayvision's DenseNet ({_first_line(error)}); nothing else in "
-                           "it was run. Delete it to fetch it again.") from None
-    return {name: tensor for name, tensor in network.state_dict().items() if name != 'op_threshs'}
+        raise WeightsError(f"{file} is not torchxrayvision's DenseNet ({_first_line(error)}); "
+                           "nothing else in it was run. Delete it to fetch it again.") from None
+    return {name: tensor for name, tensor in state.items() if name != 'op_threshs'}
 
 def _cxr_file():
     try:
@@ -172,18 +178,19 @@ def _cxr_file():
     except ImportError:
         raise WeightsError("The weights 'cxr' come from torchxrayvision, which is not installed: "
                            "pip install 'cxr_learn[xrv]'") from None
-    try: return get_weights(CXR_NAME)
+    try: return Path(get_weights(CXR_NAME))
     except OSError as error:
-        raise WeightsError(f"The weights 'cxr' could not be downloaded ({_first_line(error)}). Connect to the "
-                           "network once, or use weights='in_domain' (resnet18).") from None
+        raise WeightsError(f"The weights 'cxr' could not be downloaded ({_first_line(error)}). "
+                           "Connect to the network once, or use weights='in_domain' "
+                           "(resnet18).") from None
 
-# %% ../nbs/09_transfer.ipynb #09c9f887
+# %% ../nbs/09_transfer.ipynb #04540794
 NIH, TINY_IMAGENET = 'nih_chestxray14', 'tiny_imagenet_200'
 
 def trained_on(
     architecture:str, # one of `ARCHITECTURES`
     weights:str, # one of `WEIGHT_NAMES`, or a path
-) -> set[str]: # names of collections, as in a cohort's column `source`; empty where nothing is known
+) -> set[str]: # collections, as in a cohort's column `source`; empty: nothing is known
     "The collections that weights have seen; for a file, what its card says under `collections`."
     known = {'none': set(), 'shipped': {TINY_IMAGENET}, 'in_domain': {TINY_IMAGENET, NIH},
              'imagenet': {'imagenet'}, 'cxr': {NIH}}
@@ -200,65 +207,72 @@ def refuse_contaminated(
     for source in cohort['source'].unique():
         parts = {source, *(CARDS[source].repeats if source in CARDS else ())}
         if seen := parts & trained_on(architecture, weights):
-            raise WeightsError(f"The weights {weights} were trained on {', '.join(sorted(seen))}, and images from "
-                               f"{source} are, or contain, the same: a score on them would flatter. "
-                               "Use other weights, or another cohort.")
+            raise WeightsError(f"The weights {weights} were trained on {', '.join(sorted(seen))}, "
+                               f"and images from {source} are, or contain, the same: a score on "
+                               "them would flatter. Use other weights, or another cohort.")
 
-# %% ../nbs/09_transfer.ipynb #3ee03594
+# %% ../nbs/09_transfer.ipynb #a6f47b0b
 def weights_digest(
     architecture:str, # one of `ARCHITECTURES`, or another network
     weights:str, # one of `WEIGHT_NAMES`, or a path
 ) -> str: # the SHA-256 of a file's content, or a name that says all
     "What tells these weights from others: a file's content, not its path."
-    if weights in ('none', 'imagenet'): return f'{architecture} {weights}'
-    try: return sha256(_cxr_file() if weights == 'cxr' else _OURS.get(weights, weights))
-    except (OSError, WeightsError): return f'{architecture} {weights}'  # building will say what is wrong
+    plan = ARCHITECTURES.get(architecture)
+    if weights == 'imagenet' and plan and plan.imagenet:  # the maker's name for one content
+        return f'{architecture} {str(getattr(plan.imagenet, "url", plan.imagenet)).split("/")[-1]}'
+    try: file = _cxr_file() if weights == 'cxr' else Path(str(_OURS.get(weights, weights)))
+    except WeightsError: return f'{architecture} {weights}'
+    try: return sha256(file.read_bytes()).hexdigest()
+    except OSError: return f'{architecture} {weights}'  # building the network says what is wrong
 
-# %% ../nbs/09_transfer.ipynb #fc036885
+# %% ../nbs/09_transfer.ipynb #b9a345f4
+SHOWN = 3 # names of layers in a message
+
+def load_body(
+    network:nn.Module, # a body, with a head of no parameters
+    state:dict[str, Tensor]|None, # from `body_weights`; None leaves the random numbers
+    what:str='the weights', # for the message
+) -> None:
+    "Put weights into a body, every one of them, or raise `WeightsError` and name what differs."
+    if state is None: return
+    expected = network.state_dict()
+    counters = {name: tensor for name, tensor in expected.items()
+                if name.endswith('num_batches_tracked')}  # files before PyTorch 0.4.1 lack them
+    state = {**counters, **state}
+    shapes = [f'{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}'
+              for name in expected if name in state and state[name].shape != expected[name].shape]
+    faults = {'missing': sorted(expected.keys() - state.keys()),
+              'unexpected': sorted(state.keys() - expected.keys()), 'of another shape': shapes}
+    told = [f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
+            for fault, names in faults.items() if names]
+    if told: raise WeightsError(f"Weights do not fit: {what}. Layers: {'; '.join(told)}. Name the "
+                                "architecture that they were made for.")
+    network.load_state_dict(state)
+
+# %% ../nbs/09_transfer.ipynb #351cb1f8
 def transfer_net(
     architecture:str='resnet18', # one of `ARCHITECTURES`
     weights:str='shipped', # one of `WEIGHT_NAMES`, or the path of a file
     classes:int=2, # number of classes, or of findings
     head:str='linear', # one of `HEADS`
-    channels:int|None=None, # 1: the first layer takes one grey channel; None: as the weights have it
+    channels:int|None=None, # 1: a first layer for one grey channel; None: as the weights
     standardise:bool=True, # bring features to mean 0, variance 1 before the head
 ) -> BlockNet: # four blocks and a new head
     """A body with weights by name and a new head for `classes`.
 
-    Raises `WeightsError` for an unknown architecture, or weights that cannot be had or do not fit."""
+    Raises `WeightsError` for an unknown architecture, or weights that cannot be had or do not
+    fit."""
     _check_kin(architecture, weights)
     if channels not in (None, 1, 3): raise ValueError(f"channels = {channels}: use 1 or 3.")
+    if weights == 'cxr' and channels == 3:
+        raise WeightsError("The weights 'cxr' take one grey channel: channels=1.")
     plan = ARCHITECTURES[architecture]
-    network = plan.make()
-    setattr(network, plan.head, nn.Identity())
-    mean, std = plan.mean, plan.std
+    network, mean, std = plan.make(), plan.mean, plan.std
     if weights == 'cxr':
-        if channels == 3: raise WeightsError("The weights 'cxr' take one grey channel: channels=1.")
-        old = network.features.conv0
-        network.features.conv0 = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride,
-                                           old.padding, bias=False)
+        network.features.conv0 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         mean, std = CXR_MEAN, CXR_STD
-    state = body_weights(architecture, weights)
-    if state is not None: _load(network, state, architecture, weights)
+    setattr(network, plan.head, nn.Identity())
+    load_body(network, body_weights(architecture, weights), f'{weights} for {architecture}')
     blocks = plan.blocks(network)
     if channels == 1 and weights != 'cxr': mean, std = grey_stem(blocks, mean, std)
     return BlockNet(blocks, make_head(plan.features, classes, head, standardise), mean, std)
-
-SHOWN = 3 # names of layers in a message
-
-def _load(network, state, architecture, weights):
-    expected = network.state_dict()
-    counters = {name: tensor for name, tensor in expected.items()
-                if name.endswith('num_batches_tracked')}  # files before PyTorch 0.4.1 lack them
-    state = {**counters, **state}
-    both = expected.keys() & state.keys()
-    faults = {'missing': sorted(expected.keys() - state.keys()),
-              'unexpected': sorted(state.keys() - expected.keys()),
-              'of another shape': [f'{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}'
-                                   for name in sorted(both) if state[name].shape != expected[name].shape]}
-    if any(faults.values()):
-        told = '; '.join(f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
-                         for what, names in faults.items() if names)
-        raise WeightsError(f"The weights {weights} do not fit {architecture}: {told}. Name the architecture "
-                           "they were made for.")
-    network.load_state_dict(state)
