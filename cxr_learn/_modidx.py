@@ -351,6 +351,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cxr_learn.freezing.KeepFrozen.before_train': ( 'freezing.html#keepfrozen.before_train',
                                                                                     'cxr_learn/freezing.py'),
                                     'cxr_learn.freezing._is_trained': ('freezing.html#_is_trained', 'cxr_learn/freezing.py'),
+                                    'cxr_learn.freezing._statistics': ('freezing.html#_statistics', 'cxr_learn/freezing.py'),
                                     'cxr_learn.freezing.check_frozen_blocks': ( 'freezing.html#check_frozen_blocks',
                                                                                 'cxr_learn/freezing.py'),
                                     'cxr_learn.freezing.freeze_blocks': ('freezing.html#freeze_blocks', 'cxr_learn/freezing.py'),
