@@ -69,20 +69,24 @@ def frozen_batch_norms(
     return [layer for part in (*model.blocks, model.head) for layer in part.modules()
             if isinstance(layer, _BatchNorm) and not _is_trained(layer if layer.affine else part)]
 
-# %% ../nbs/11_freezing.ipynb #6b062506
+# %% ../nbs/11_freezing.ipynb #8bcce614
 def statistics_drift(
     before:BlockNet, # the network as it was
     after:BlockNet, # the same network after training
 ) -> pd.DataFrame: # one row per block: mean_moved, in standard deviations; variance_ratio
     "How far the running statistics of batch-norm have moved, over the channels of each block."
     rows = []
-    for old, new in zip(before.blocks, after.blocks):
-        pairs = [(one, two) for one, two in zip(old.modules(), new.modules()) if isinstance(one, _BatchNorm)]
-        def joined(of): return torch.cat([of(*pair).cpu() for pair in pairs])
-        moved = joined(lambda one, two: (two.running_mean - one.running_mean).abs() / (one.running_var + one.eps).sqrt())
-        ratio = joined(lambda one, two: (two.running_var + one.eps) / (one.running_var + one.eps))
-        rows.append(dict(mean_moved=float(moved.mean()), variance_ratio=float(ratio.median())))
+    for pair in zip(before.blocks, after.blocks):
+        (mean, variance), (new_mean, new_variance) = map(_statistics, pair)
+        rows.append(dict(mean_moved=float(((new_mean - mean).abs() / variance.sqrt()).mean()),
+                         variance_ratio=float((new_variance / variance).median())))
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name='block'))
+
+def _statistics(block):
+    "Running mean and variance of all channels of all batch-norm layers of a block"
+    layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
+    return (torch.cat([layer.running_mean for layer in layers]).cpu(),
+            torch.cat([layer.running_var + layer.eps for layer in layers]).cpu())
 
 # %% ../nbs/11_freezing.ipynb #e95d5978
 def kept_for_backward(

@@ -192,7 +192,7 @@ def prefix_names(
 
 def _digest(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/11a_prefix.ipynb #bd44c656
+# %% ../nbs/11a_prefix.ipynb #a8c64a50
 PASS_BATCH = 64  # images at once; a larger batch leaves the processor's caches and is no faster
 
 class ImagePass(NamedTuple):
@@ -209,11 +209,12 @@ class ImagePass(NamedTuple):
         for rows in self._batches(): digest.update(self.pixels[rows].numpy())
         return _digest(json.dumps([self.pixels.shape[1:], digest.hexdigest(), chance]))
 
-    def images(self, count:int|None=None) -> Iterator[Tensor]:
+    def images(self, count:int|None=None, device='cpu') -> Iterator[Tensor]:
         "The first `count` images, or all, in batches: floats in [0, 1] as the loader makes them"
         chance = torch.Generator().manual_seed(self.seed)
         for rows in self._batches(count):
-            yield augment(self.pixels[rows].unsqueeze(1).float().div_(255), self.policy, chance)
+            images = self.pixels[rows].to(device).unsqueeze(1).float().div_(255)
+            yield augment(images, self.policy, chance)
 
     def _batches(self, count=None):
         rows = self.rows[:count]
@@ -232,7 +233,7 @@ def frozen_maps(
 
 def _as_maps(kept): return kept.movedim(-1, 1)
 
-# %% ../nbs/11a_prefix.ipynb #e9c983b1
+# %% ../nbs/11a_prefix.ipynb #e701124e
 def obtain_activations(
     model:BlockNet, # its first k blocks are frozen
     k:int, # at least 1
@@ -242,8 +243,8 @@ def obtain_activations(
     """What the frozen blocks make of images: found, or made on top of the longest prefix found.
 
     Kept in bfloat16 where the network computes in it, which loses nothing. Raises `NoRoom`."""
-    names, part, kept, computed = prefix_names(model, k), frozen_part(model, k), [], 0
-    sample = next(frozen_maps(part, passes[0].images(1)))
+    names, part, device = prefix_names(model, k), frozen_part(model, k), next(model.parameters()).device
+    sample, kept, computed = next(frozen_maps(part, passes[0].images(1))), [], 0
     lossless = model.bf16 and sample.bfloat16().equal(sample)
     dtype, shape = torch.bfloat16 if lossless else torch.float32, sample.shape[1:]
     cache.check_room(sum(len(one.rows) for one in passes) * shape.numel() * dtype.itemsize)
@@ -255,7 +256,7 @@ def obtain_activations(
             shorter = {blocks: cache.find(keys[blocks]) for blocks in range(1, k)}
             first = max((blocks for blocks in shorter if shorter[blocks] is not None), default=0)
             def make():
-                start = map(_as_maps, shorter[first].split(PASS_BATCH)) if first else one.images()
+                start = map(_as_maps, shorter[first].split(PASS_BATCH)) if first else one.images(None, device)
                 for maps in frozen_maps(part, start, first): yield maps.to(dtype)
             found = cache.keep(keys[k], (len(one.rows), *shape), dtype, make)
             computed += len(one.rows)
