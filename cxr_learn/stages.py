@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENTLE', 'RECIPES', 'weight_layers', 'unlock_last_layers', 'Stage', 'set_trainable', 'train_in_stages', 'plot_stages']
 
-# %% ../nbs/11b_stages.ipynb #fe79c46a
+# %% ../nbs/11b_stages.ipynb #60db2cf9
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,7 +23,7 @@ from .cnn import BlockNet, count_parameters
 from .freezing import KeepFrozen, freeze_blocks
 from .optimisation import make_optimiser
 from .prefix import PrefixCache, cached_prefix
-from .training import train
+from .training import BEST_BY, train
 
 # %% ../nbs/11b_stages.ipynb #2fcb7caf
 def weight_layers(
@@ -92,7 +92,7 @@ RECIPES = {
     'bolhassani': (Stage('all', epochs=20, lr=1e-3, schedule='step'),),
 }
 
-# %% ../nbs/11b_stages.ipynb #f6593a96
+# %% ../nbs/11b_stages.ipynb #55861c5f
 def train_in_stages(
     learn:Learner, # from `make_learner`, made anew with the same seed when a training goes on
     folder:str|Path, # of this training; each stage has its own folder in it
@@ -103,12 +103,13 @@ def train_in_stages(
     passes:int=1, # over augmented images, if cached
     notes:Mapping|None=None, # plain values for the records
     progress:bool|None=None, # as for `train`
-) -> dict: # stages and their records; `learn.model` holds the best weights of the last stage
+) -> dict: # stages, their records and `best_stage`; `learn.model` holds the last stage's best weights
     """Train, continue or find finished, stage by stage; each begins with the best weights before it.
 
     The optimiser and weight decay of `learn` give way to those of the stages. Raises `ValueError`
     where a stage asks for layers that the network does not have, before anything is trained."""
     if not stages: raise ValueError("No stages: give at least one.")
+    if not hasattr(learn, 'made_with'): raise ValueError("A learner of unknown make: use make_learner.")
     for stage in stages: set_trainable(learn.model, stage.trainable)
     records, fused = [], learn.made_with['speed']['fused']
     for number, stage in enumerate(stages, 1):
@@ -125,9 +126,11 @@ def train_in_stages(
                 stage.schedule, stage.block_decay, stage.patience, best_by,
                 notes={**(notes or {}), 'seed': seed, 'stage': number, 'trainable': stage.trainable,
                        'batch_norm': stage.batch_norm}, progress=progress))
-    return dict(stages=[stage._asdict() for stage in stages], records=records)
+    values = [record['history'][record['best_epoch'] - 1][best_by] for record in records]
+    return dict(stages=[stage._asdict() for stage in stages], records=records,
+                best_stage=values.index(BEST_BY[best_by](values)) + 1)
 
-# %% ../nbs/11b_stages.ipynb #953cffba
+# %% ../nbs/11b_stages.ipynb #435c38b2
 def plot_stages(
     result:dict, # from `train_in_stages`
     axes=None, # two matplotlib axes; new ones if None
@@ -135,18 +138,21 @@ def plot_stages(
     "Loss through the stages with their borders, and how many parameters each stage trains."
     axes = plt.subplots(2, 1, figsize=(6, 4.2), dpi=80, sharex=True, height_ratios=(2, 1),
                         layout='constrained')[1] if axes is None else axes
+    histories = [pd.DataFrame(record['history']) for record in result['records']]
+    losses = pd.concat(histories, ignore_index=True)
+    losses.index += 1  # epochs, counted through all stages
+    axes[0].plot(losses['train_loss'], 'o--', color='#0072B2', label='training')
+    axes[0].plot(losses['valid_loss'], 's-', color='#D55E00', label='validation')
     begun = 0
-    for stage, record in zip(result['stages'], result['records']):
-        history = pd.DataFrame(record['history'])
-        epochs, end = begun + history['epoch'], begun + len(history)
-        known = dict(zip(('train_loss', 'valid_loss'), ('training', 'validation'))) if not begun else {}
-        axes[0].plot(epochs, history['train_loss'], 'o--', color='#0072B2', label=known.get('train_loss'))
-        axes[0].plot(epochs, history['valid_loss'], 's-', color='#D55E00', label=known.get('valid_loss'))
-        axes[1].bar((begun + end + 1) / 2, record['trainable_parameters'], end - begun, color='#56B4E9', edgecolor='white')
+    for stage, record, history in zip(result['stages'], result['records'], histories):
+        kept, middle = begun + record['best_epoch'], begun + (len(history) + 1) / 2
+        axes[0].plot(kept, losses['valid_loss'][kept], 'o', ms=13, mfc='none', color='black',
+                     label='' if begun else 'handed on')
+        axes[1].bar(middle, record['trainable_parameters'], len(history), color='#56B4E9', edgecolor='white')
         what = stage['trainable'] if isinstance(stage['trainable'], str) else f"k = {stage['trainable']}"
-        axes[1].annotate(what, ((begun + end + 1) / 2, record['trainable_parameters']), ha='center', va='bottom')
-        if begun: axes[0].axvline(begun + .5, color='grey', lw=1, ls=':')
-        begun = end
+        axes[1].annotate(what, (middle, record['trainable_parameters']), ha='center', va='bottom')
+        begun += len(history)
+        if begun < len(losses): axes[0].axvline(begun + .5, color='grey', lw=1, ls=':')
     axes[0].set(ylabel='loss')
     axes[0].legend()
     axes[1].set(yscale='log', xlabel='epoch', ylabel='trained\nparameters')
