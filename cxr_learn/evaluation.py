@@ -7,7 +7,7 @@ __all__ = ['RECORD_COLUMNS', 'SEEDS_FOR_A_CLAIM', 'OVERALL', 'WARNING', 'LEAKY_W
            'test_set_digest', 'earlier_plans', 'register_plan', 'compare_models', 'run_study', 'compare_with_first',
            'figure_html', 'table_html', 'with_interval', 'score_table', 'seed_table', 'write_report']
 
-# %% ../nbs/12_evaluation.ipynb #fcb4a1c1
+# %% ../nbs/12_evaluation.ipynb #edd0536a
 import base64
 import hashlib
 import html
@@ -30,7 +30,8 @@ from .sweep import FROM_SCRATCH, Run, build_network, plot_atlas, plot_freezing, 
 from .measures import (FEW_PATIENTS, all_measures, choose_thresholds, classes_of, evaluate,
                                 plot_confusion, plot_roc, resample_patients)
 from .training import plot_history, predict
-from .transfer import ARCHITECTURES, shipped_card, weights_digest
+from .networks import ARCHITECTURES
+from .transfer import refuse_contaminated, shipped_card, weights_digest
 
 # %% ../nbs/12_evaluation.ipynb #7e80dc95
 class PlanError(ValueError):
@@ -143,7 +144,7 @@ def _mean_measures(tables, weights, measures):
     drawn = [all_measures(table, weights) for table in tables]
     return {measure: np.mean([of_seed[measure, 'all'] for of_seed in drawn], axis=0) for measure in measures}
 
-# %% ../nbs/12_evaluation.ipynb #960f7652
+# %% ../nbs/12_evaluation.ipynb #e98f8032
 def run_study(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # its decoded images
@@ -166,7 +167,9 @@ def run_study(
 
 def _run_study(cohort, store, runs, folder, settings, progress, on_run):
     require_one_label(cohort, 'A study')
-    for run in runs: build_network(run, cohort['label'].nunique())  # a mistake shows now, not after an hour
+    for run in runs:  # a mistake shows now, not after an hour
+        build_network(run, cohort['label'].nunique())
+        if run.network in ARCHITECTURES: refuse_contaminated(cohort, run.network, run.weights)
     plan = make_plan(runs, data_digest(cohort, store), settings=settings)
     plan = register_plan(plan, folder, test_set_digest(cohort))
     torch.set_num_threads(plan['threads'])  # sums depend on it: a study goes on as it began

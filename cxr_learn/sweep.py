@@ -6,7 +6,7 @@
 __all__ = ['FROM_SCRATCH', 'LEDGER', 'SHADES', 'LINE_SHADE', 'Run', 'build_network', 'run_part', 'train_run', 'sweep_plan',
            'freezing_plan', 'sweep', 'ledger_row', 'plot_freezing', 'plot_atlas']
 
-# %% ../nbs/11c_sweep.ipynb #266edce7
+# %% ../nbs/11c_sweep.ipynb #e05366f8
 import hashlib
 import json
 import math
@@ -31,9 +31,10 @@ from .losses import Loss
 from .prefix import PrefixCache, cached_prefix
 from .store import Store
 from .training import RECORD, make_learner, train
-from .transfer import ARCHITECTURES, WeightsError, transfer_net, weights_digest
+from .networks import ARCHITECTURES, WeightsError
+from .transfer import transfer_net, weights_digest
 
-# %% ../nbs/11c_sweep.ipynb #8daea3c6
+# %% ../nbs/11c_sweep.ipynb #c277ae79
 FROM_SCRATCH = {'custom_cnn': custom_cnn, 'simple_cnn': simple_cnn}
 
 class Run(NamedTuple):
@@ -62,7 +63,7 @@ def build_network(
     head:str='linear', # one of `HEADS`, for a pretrained body
 ) -> BlockNet: # untrained, the first blocks frozen
     "The network of a run. Raises `WeightsError` for an unknown network or weights."
-    if run.network not in FROM_SCRATCH: network = transfer_net(run.network, run.weights, classes, **({} if head == 'linear' else dict(head=head)))
+    if run.network not in FROM_SCRATCH: network = transfer_net(run.network, run.weights, classes, head)
     elif run.weights == 'none': network = FROM_SCRATCH[run.network](classes)
     else: raise WeightsError(f"No weights {run.weights!r} for the {run.model}: use 'none', "
                              f"or one of {', '.join(ARCHITECTURES)}.")
