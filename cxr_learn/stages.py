@@ -130,7 +130,7 @@ def train_in_stages(
     return dict(stages=[stage._asdict() for stage in stages], records=records,
                 best_stage=values.index(BEST_BY[best_by](values)) + 1)
 
-# %% ../nbs/11b_stages.ipynb #435c38b2
+# %% ../nbs/11b_stages.ipynb #9c33b444
 def plot_stages(
     result:dict, # from `train_in_stages`
     axes=None, # two matplotlib axes; new ones if None
@@ -146,7 +146,7 @@ def plot_stages(
     begun = 0
     for stage, record, history in zip(result['stages'], result['records'], histories):
         kept, middle = begun + record['best_epoch'], begun + (len(history) + 1) / 2
-        axes[0].plot(kept, losses['valid_loss'][kept], 'o', ms=13, mfc='none', color='black',
+        axes[0].plot(kept, losses['valid_loss'][kept], 'o', ms=11, mfc='none', color='black',
                      label='' if begun else 'handed on')
         axes[1].bar(middle, record['trainable_parameters'], len(history), color='#56B4E9', edgecolor='white')
         what = stage['trainable'] if isinstance(stage['trainable'], str) else f"k = {stage['trainable']}"
