@@ -126,7 +126,7 @@ class StoreDL(WeightedDL):
             self.drawn = chosen  # who is in this batch, should something be wrong with it
             yield tuple(part.tfms(chosen) for part in self.dataset.tls)
 
-# %% ../nbs/04b_batches.ipynb #f6f6dd37
+# %% ../nbs/04b_batches.ipynb #8d6913af
 def make_dls(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # the decoded images of the same cohort
@@ -156,7 +156,7 @@ def make_dls(
     dls = datasets.dataloaders(bs=min(batch_size, len(rows['train'])), dl_type=StoreDL,
                                num_workers=0, dl_kwargs=(weights, {}), after_batch=steps)
     dls.multi_label, dls.images, dls.splits = bool(findings), store.images, tuple(cohort['split'])
-    dls.digests = _digests(cohort, store, vocab, present)
+    dls.digests = dict(_digests(cohort, store, vocab, present), augment=list(policy), balanced=balanced)
     return dls
 
 def _digests(cohort, store, vocab, present):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['seed_everything', 'environment', 'CheckpointError', 'save_weights', 'load_weights', 'weights_fingerprint',
            'changing_tensors', 'save_changes', 'load_changes', 'random_states', 'restore_random_states',
-           'save_checkpoint', 'load_checkpoint']
+           'save_checkpoint', 'load_checkpoint', 'checkpoint_facts']
 
-# %% ../nbs/07d_checkpoints.ipynb #0363f192
+# %% ../nbs/07d_checkpoints.ipynb #3164a58d
 import hashlib
 import json
 import platform
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from fastai.torch_core import set_seed
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .cohorts import write_atomically
@@ -41,7 +41,7 @@ def environment() -> dict: # versions, threads, processor
     return dict(python=platform.python_version(), processor=processor, **gpu,
                 threads=torch.get_num_threads(), **{name: version(name) for name in packages})
 
-# %% ../nbs/07d_checkpoints.ipynb #e28f2772
+# %% ../nbs/07d_checkpoints.ipynb #8b328433
 class CheckpointError(ValueError):
     "A file of weights or a checkpoint that is damaged, or belongs to something else"
 
@@ -55,13 +55,15 @@ def save_weights(
 def _save(tensors, file, facts=None):
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {'facts': json.dumps(facts)} if facts is not None else None
-    write_atomically(file, lambda partial_file: save_file(tensors, partial_file, metadata))
+    write_atomically(file, lambda partial_file: Path(partial_file).write_bytes(save(tensors, metadata)))
 
-def _load(file):
-    "Tensors and facts of a file"
+def _load(file, tensors=True):
+    "Tensors and facts of a file, or its facts alone"
     try:
         with safe_open(file, framework='pt') as opened: metadata = opened.metadata() or {}
-        return load_file(file), json.loads(metadata.get('facts', '{}'))
+        return load_file(file) if tensors else {}, json.loads(metadata.get('facts', '{}'))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing: delete {Path(file).parent} to begin anew.") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): delete {Path(file).parent} to begin anew.") from None
 
@@ -112,7 +114,7 @@ def load_changes(
     "Load what a training changed. Raises `CheckpointError` as `load_weights` does."
     _put(model, _load(file)[0], changing_tensors(model), file)
 
-# %% ../nbs/07d_checkpoints.ipynb #ab0b75db
+# %% ../nbs/07d_checkpoints.ipynb #a58f37a7
 def random_states(
     loader_random:random.Random, # the generator of the training loader
 ) -> tuple[dict, dict]: # tensors, and plain values
@@ -130,15 +132,15 @@ def restore_random_states(
 ) -> None:
     "Set all generators to where they were."
     torch.set_rng_state(tensors['cpu'])
-    cuda = [tensors[name] for name in sorted(tensors) if name.startswith('cuda')]
-    if cuda and torch.cuda.is_available(): torch.cuda.set_rng_state_all(cuda)
+    for number in range(torch.cuda.device_count()):
+        if f'cuda{number}' in tensors: torch.cuda.set_rng_state(tensors[f'cuda{number}'], number)
     random.setstate(_as_tuples(values['python']))
     loader_random.setstate(_as_tuples(values['loader']))
     np.random.set_state(values['numpy'])
 
 def _as_tuples(value): return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
-# %% ../nbs/07d_checkpoints.ipynb #85e35c3a
+# %% ../nbs/07d_checkpoints.ipynb #b9fca05f
 def save_checkpoint(
     file:str|Path, # a .safetensors file
     model:nn.Module,
@@ -164,8 +166,7 @@ def load_checkpoint(
 ) -> dict: # the facts
     "Bring everything to where it was. Raises `CheckpointError` for a damaged file or another network."
     tensors, saved = _load(file)
-    if not {'facts', 'random', 'steps', 'groups'} <= saved.keys():
-        raise CheckpointError(f"{file} holds weights and no checkpoint: choose another folder, or delete it.")
+    _check_checkpoint(saved, file)
     def part(name): return {key.removeprefix(f'{name}/'): value for key, value in tensors.items() if key.startswith(f'{name}/')}
     _put(model, part('model'), changing_tensors(model), file)
     weights = [weight for group in optimiser.param_groups for weight in group['params']]
@@ -177,6 +178,18 @@ def load_checkpoint(
     optimiser.load_state_dict(dict(state=state, param_groups=groups))
     restore_random_states(part('random'), saved['random'], loader_random)
     return saved['facts']
+
+def checkpoint_facts(
+    file:str|Path, # from `save_checkpoint`
+) -> dict: # the facts
+    "What a checkpoint is about, without loading it. Raises `CheckpointError` for a damaged file."
+    saved = _load(file, tensors=False)[1]
+    _check_checkpoint(saved, file)
+    return saved['facts']
+
+def _check_checkpoint(saved, file):
+    if not {'facts', 'random', 'steps', 'groups'} <= saved.keys():
+        raise CheckpointError(f"{file} holds weights and no checkpoint: choose another folder, or delete it.")
 
 def _laid_out_as(weight, value):
     "A running mean in the memory order of its weight; anything else as it is"

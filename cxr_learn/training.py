@@ -6,12 +6,13 @@
 __all__ = ['BEST_BY', 'KEPT', 'LAST', 'BEST', 'RECORD', 'make_learner', 'History', 'best_epoch', 'KeepBest', 'plot_history',
            'LiveCurves', 'train', 'predict']
 
-# %% ../nbs/08_training.ipynb #599f71a1
+# %% ../nbs/08_training.ipynb #4a1ec5ae
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -28,11 +29,12 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy, accuracy_multi
 from IPython.display import display
 from matplotlib.ticker import MaxNLocator
+from filelock import FileLock, Timeout
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batches import check_loss, test_loader
-from .checkpoints import (environment, load_changes, load_checkpoint, load_weights, save_changes,
-                                   save_checkpoint, save_weights, weights_fingerprint)
+from .checkpoints import (CheckpointError, checkpoint_facts, environment, load_changes, load_checkpoint,
+                                   load_weights, save_changes, save_checkpoint, save_weights, weights_fingerprint)
 from .cnn import BlockNet, count_parameters
 from .cohorts import FINDING_PREFIX, findings_of, write_atomically
 from .losses import Loss, make_loss
@@ -40,7 +42,7 @@ from .measures import PREFIX, auc
 from .optimisation import LearningRate, blocks_and_head, make_optimiser
 from .speed import Speed, fastest, set_speed
 
-# %% ../nbs/08_training.ipynb #f6236ef9
+# %% ../nbs/08_training.ipynb #309f550f
 def make_learner(
     dls:DataLoaders, # from `make_dls`
     model:BlockNet, # grey images -> logits
@@ -65,11 +67,21 @@ def make_learner(
     return learn
 
 def _plain(loss_func, function):
-    "A loss as a record can hold it"
+    "A loss as a record can hold it: equal for equal losses, in every process"
     if isinstance(loss_func, Loss): return loss_func._asdict()
-    return loss_func if isinstance(loss_func, str) else str(function)
+    if isinstance(loss_func, str): return loss_func
+    inner = getattr(function, 'func', function)  # fastai's losses and `partial` hold another
+    kind = inner if hasattr(inner, '__qualname__') else type(inner)
+    parts = {**getattr(inner, '__dict__', {}), **getattr(function, '__dict__', {}), **getattr(function, 'keywords', {})}
+    told = {name: value for name, value in parts.items() if isinstance(value, (bool, int, float, str)) and name[0] != '_'}
+    return ' '.join([f'{kind.__module__}.{kind.__qualname__}', *(f'{name}={value}' for name, value in sorted(told.items()))])
 
-# %% ../nbs/08_training.ipynb #18145cdc
+def _probabilities(learn, logits):
+    "What the learner's loss takes logits for; softmax, or a sigmoid for each finding, where it does not say"
+    usual = torch.sigmoid if learn.dls.multi_label else partial(torch.softmax, dim=-1)
+    return getattr(learn.loss_func, 'activation', usual)(logits)
+
+# %% ../nbs/08_training.ipynb #02927ba3
 class History(Callback):
     "A row for each epoch; stops at a loss that is not finite, and names the batch"
     order = 60  # after fastai's Recorder
@@ -88,13 +100,17 @@ class History(Callback):
         if self.before is None or math.isfinite(float(self.before[0])): return
         loss, number, rows = self.before
         names = [self.dls.images[row] for row in rows[:3]]
-        raise FloatingPointError(
-            f"The loss became {float(loss)} in epoch {len(self.rows) + 1}, batch {number + 1} of {self.n_iter} "
-            f"(images {', '.join(names)} ...): lower the learning rate, or look at these images.")
+        self._stop(f"The loss became {float(loss)} in epoch {len(self.rows) + 1}, batch {number + 1} of {self.n_iter} "
+                   f"(images {', '.join(names)} ...): lower the learning rate, or look at these images.")
+    def _stop(self, fault):
+        self.fault = fault  # fastai puts words of its own before an error's
+        raise FloatingPointError(fault)
     def after_pred(self):
         if not self.training: self.answers.append(self.pred.detach()); self.truth.append(self.yb[0])
     def after_epoch(self):
         _, valid_loss, valid_accuracy = self.recorder.values[-1]
+        if not math.isfinite(valid_loss):
+            self._stop(f"The validation loss became {valid_loss} in epoch {len(self.rows) + 1}: lower the learning rate.")
         self.rows.append(dict(
             epoch=len(self.rows) + 1, train_loss=float(self.loss_sum) / self.images, valid_loss=valid_loss,
             valid_accuracy=valid_accuracy, valid_macro_auc=_macro_auc(self.learn, self.answers, self.truth),
@@ -102,7 +118,7 @@ class History(Callback):
 
 def _macro_auc(learn, answers, truth):
     "Mean over the classes that have both kinds of images; None where there is no such class"
-    scores = learn.loss_func.activation(torch.cat(answers)).double().cpu().numpy()
+    scores = _probabilities(learn, torch.cat(answers)).double().cpu().numpy()
     truth = torch.cat(truth).cpu().numpy()
     positive = truth > .5 if truth.ndim > 1 else truth[:, None] == np.arange(scores.shape[1])
     areas = np.array([auc(*columns) for columns in zip(positive.T, scores.T)])
@@ -161,7 +177,7 @@ class LiveCurves(Callback):
         if self.place: self.place.update(axes.figure)
         plt.close(axes.figure)
 
-# %% ../nbs/08_training.ipynb #9fb7a2df
+# %% ../nbs/08_training.ipynb #efc77bf9
 def train(
     learn:Learner, # from `make_learner`, made anew with the same seed when a training goes on
     folder:str|Path, # of this training alone: weights, record and what a continuation needs
@@ -182,25 +198,38 @@ def train(
     damaged file, and `ValueError` for a folder of another training."""
     if best_by not in BEST_BY: raise ValueError(f"best_by = {best_by!r}: use {', '.join(BEST_BY)}.")
     if epochs < 1: raise ValueError(f"epochs = {epochs}: at least 1.")
+    if patience is not None and patience < 1: raise ValueError(f"patience = {patience}: at least 1 epoch, or None.")
     _refuse_batch_of_one(learn)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rates = dict(lr=lr, head_lr=lr if head_lr is None else head_lr, schedule=schedule, block_decay=block_decay)
+    made_with = {name: value for maker in (learn, *learn.cbs) for name, value in getattr(maker, 'made_with', {}).items()}
     settings = dict(epochs=epochs, **rates, patience=patience, best_by=best_by, batch_size=learn.dls.bs,
-                    **getattr(learn, 'made_with', {}), data=getattr(learn.dls, 'digests', {}),
+                    **made_with, data=getattr(learn.dls, 'digests', {}),
                     initial_weights=weights_fingerprint(learn.model),
                     trainable_parameters=count_parameters(learn.model, trainable_only=True))
-    if (folder/RECORD).exists():
-        record = json.loads((folder/RECORD).read_text(encoding='utf-8'))
-        _refuse_other(record['settings'], settings, folder)
-    else:
-        history = _fit(learn, folder, settings, rates, progress, live)
-        load_changes(learn.model, folder/KEPT)
-        save_weights(learn.model, folder/BEST)
-        record = _record(learn, history, settings, notes)
-        write_atomically(folder/RECORD, lambda file: Path(file).write_text(json.dumps(record, indent=1), encoding='utf-8'))
-    for file in (KEPT, LAST): (folder/file).unlink(missing_ok=True)
+    try:
+        with FileLock(folder.with_name(f'.{folder.name}.lock'), timeout=0):
+            if not (folder/RECORD).exists():
+                history = _fit(learn, folder, settings, rates, progress, live)
+                load_changes(learn.model, folder/KEPT)
+                save_weights(learn.model, folder/BEST)
+                record = json.dumps(_record(learn, history, settings, notes), indent=1)
+                write_atomically(folder/RECORD, lambda file: Path(file).write_text(record, encoding='utf-8'))
+            record = _finished(folder, settings)
+            for file in (KEPT, LAST): (folder/file).unlink(missing_ok=True)
+    except Timeout: raise ValueError(f"Another process trains in {folder}: wait for it, or use another folder.") from None
     load_weights(learn.model, folder/BEST)
+    return record
+
+def _finished(folder, settings):
+    "The record of a training that is done; how fast its sums were does not matter any more"
+    try:
+        record = json.loads((folder/RECORD).read_text(encoding='utf-8'))
+        earlier = record['settings']
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder/RECORD} is damaged, or of an earlier version: delete {folder} to train anew.") from None
+    _refuse_other({**earlier, 'speed': None}, {**settings, 'speed': None}, folder)
     return record
 
 def _fit(learn, folder, settings, rates, progress, live):
@@ -208,9 +237,10 @@ def _fit(learn, folder, settings, rates, progress, live):
     history, epochs = [], settings['epochs']
     learn.create_opt()
     if (folder/LAST).exists():
-        saved = load_checkpoint(folder/LAST, learn.model, learn.opt, learn.dls.train.rng)
+        saved = checkpoint_facts(folder/LAST)
         _refuse_other(saved['settings'], settings, folder)
         _same_environment(saved['environment'], folder)
+        load_checkpoint(folder/LAST, learn.model, learn.opt, learn.dls.train.rng)
         history = saved['history']
     done, patience = len(history), settings['patience']
     if done == epochs or patience and done and done - best_epoch(history, settings['best_by']) >= patience: return history
@@ -219,7 +249,8 @@ def _fit(learn, folder, settings, rates, progress, live):
     if live: callbacks.append(LiveCurves(history, settings['best_by']))
     bar = not os.environ.get('CI') if progress is None else progress
     with learn.no_logging(), nullcontext() if bar and not live else learn.no_bar():
-        learn.fit(epochs - done, rates['lr'], cbs=callbacks)
+        try: learn.fit(epochs - done, rates['lr'], cbs=callbacks)
+        except FloatingPointError as error: raise FloatingPointError(getattr(callbacks[1], 'fault', error)) from None
     return history
 
 def _record(learn, history, settings, notes):
@@ -250,7 +281,7 @@ def _refuse_batch_of_one(learn):
     raise ValueError("batch_size = 1, or one training image: batch-norm needs at least 2 images in a batch, since one "
                      "alone has no variance. Use a larger batch or more images.")
 
-# %% ../nbs/08_training.ipynb #a3264ee0
+# %% ../nbs/08_training.ipynb #51b4cd47
 def predict(
     learn:Learner, # a trained learner
     cohort:pd.DataFrame, # the cohort its loaders were made from
@@ -259,7 +290,7 @@ def predict(
     "Probabilities for one split of the cohort, in the cohort's order."
     rows = cohort[cohort['split'] == split]
     with learn.no_bar(), learn.no_logging():
-        probabilities, _ = learn.get_preds(dl=test_loader(learn.dls, cohort, split))
+        probabilities, _ = learn.get_preds(dl=test_loader(learn.dls, cohort, split), act=partial(_probabilities, learn))
     known = [FINDING_PREFIX + finding for finding in findings_of(cohort)]
     table = rows[['image', 'patient_id', 'label', 'split', *known]].reset_index(drop=True)
     columns = [PREFIX + label for label in learn.dls.vocab]

@@ -8,7 +8,7 @@ import torch
 
 import killing
 from cxr_learn.batches import make_dls
-from cxr_learn.checkpoints import CheckpointError, seed_everything, weights_fingerprint
+from cxr_learn.checkpoints import CheckpointError, load_weights, seed_everything, weights_fingerprint
 from cxr_learn.cnn import custom_cnn
 from cxr_learn.cohorts import CohortError, load_phantom, split_by_patient
 from cxr_learn.freezing import KeepFrozen, freeze_blocks
@@ -59,34 +59,78 @@ def test_every_optimiser_goes_on_as_if_it_had_not_stopped(data, tmp_path, optimi
     train(again, tmp_path/'cut', epochs=3, lr=1e-3, progress=False)
     assert weights_fingerprint(again.model) == weights_fingerprint(whole.model)
 
-def half_done(data, folder):
+def half_done(data, folder, **options):
     from fastai.callback.core import Callback
     class PowerCut(Callback):
         order = 70
         def after_epoch(self): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): train(learner(data).add_cb(PowerCut()), folder, epochs=3, progress=False)
+    with pytest.raises(KeyboardInterrupt): train(learner(data, **options).add_cb(PowerCut()), folder, epochs=3, progress=False)
     return folder
 
 @pytest.mark.parametrize('change, words', [
     (dict(lr=1e-4), 'lr = 0.0005, now 0.0001'), (dict(epochs=5), 'epochs = 3, now 5'),
     (dict(patience=2), 'patience = None, now 2'), (dict(seed=1), 'initial_weights'),
-    (dict(optimiser='sgd'), 'optimiser = adamw, now sgd'), (dict(speed=PLAIN), 'speed'),
+    (dict(optimiser='sgd'), 'optimiser = adamw, now sgd'), (dict(augment=True), 'augment'),
     (dict(weight_decay=.1), 'weight_decay'), (dict(loss_func='focal'), 'loss'),
 ])
 @pytest.mark.parametrize('state', ['half done', 'finished'])
 def test_a_folder_belongs_to_one_training(data, tmp_path, change, words, state):
     if state == 'half done': half_done(data, tmp_path)
     else: train(learner(data), tmp_path, epochs=3, progress=False)
-    made = {name: value for name, value in change.items() if name in ('seed', 'optimiser', 'speed', 'weight_decay', 'loss_func')}
+    made = {name: value for name, value in change.items() if name in ('seed', 'optimiser', 'augment', 'weight_decay', 'loss_func')}
     asked = {name: value for name, value in change.items() if name not in made}
-    if change.get('speed') == PLAIN and not learner(data).model.bf16 and state: words = 'speed'
     with pytest.raises(ValueError, match=re.escape(words)):
         train(learner(data, **made), tmp_path, **{'epochs': 3, 'progress': False, **asked})
 
-def test_another_architecture_is_refused_by_layer(data, tmp_path):
+def test_another_architecture_is_refused(data, tmp_path):
     half_done(data, tmp_path)
-    with pytest.raises(CheckpointError, match='another network: .* such as blocks'):
-        train(learner(data, lambda classes: transfer_net('resnet18', 'none', classes)), tmp_path, epochs=3, progress=False)
+    other = learner(data, lambda classes: transfer_net('resnet18', 'none', classes))
+    before = weights_fingerprint(other.model)
+    with pytest.raises(ValueError, match='trainable_parameters = 1606916, now'): train(other, tmp_path, epochs=3, progress=False)
+    assert weights_fingerprint(other.model) == before
+    with pytest.raises(CheckpointError, match='another network: .* such as blocks'): load_weights(other.model, tmp_path/'kept.safetensors')
+
+@pytest.mark.parametrize('first, then', [('sgd', 'adam'), ('adam', 'sgd')])
+def test_an_optimiser_with_another_memory_is_refused_by_name(data, tmp_path, first, then):
+    half_done(data, tmp_path, optimiser=first)
+    with pytest.raises(ValueError, match=f'optimiser = {first}, now {then}'):
+        train(learner(data, optimiser=then), tmp_path, epochs=3, progress=False)
+
+def test_a_finished_training_is_found_whatever_the_speed_of_this_machine(data, tmp_path):
+    record = train(learner(data), tmp_path, epochs=1, progress=False)
+    assert train(learner(data, speed=PLAIN), tmp_path, epochs=1, progress=False) == record
+
+@pytest.mark.parametrize('content', ['', 'null', '{"epochs": 3}', '{"settings"'])
+def test_a_damaged_record_is_named(data, tmp_path, content):
+    train(learner(data), tmp_path, epochs=1, progress=False)
+    (tmp_path/'record.json').write_text(content)
+    with pytest.raises(CheckpointError, match='record.json is damaged'): train(learner(data), tmp_path, epochs=1, progress=False)
+
+def test_two_trainings_do_not_work_in_one_folder(data, tmp_path):
+    from filelock import FileLock
+    with FileLock(tmp_path/'.here.lock'), pytest.raises(ValueError, match='Another process trains'):
+        train(learner(data), tmp_path/'here', epochs=1, progress=False)
+
+@pytest.mark.parametrize('loss', [torch.nn.CrossEntropyLoss(), torch.nn.functional.cross_entropy])
+def test_a_loss_of_pytorch_gives_probabilities_too(data, tmp_path, loss):
+    learn = learner(data, loss_func=loss)
+    train(learn, tmp_path, epochs=1, progress=False)
+    assert predict(learn, data[1], 'valid').filter(like='probability_').sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+
+def test_losses_that_differ_in_a_number_are_different_trainings(data, tmp_path):
+    from fastai.losses import FocalLossFlat
+    train(learner(data, loss_func=FocalLossFlat(gamma=2.)), tmp_path, epochs=1, progress=False)
+    with pytest.raises(ValueError, match='gamma=2.0.* now .*gamma=5.0'):
+        train(learner(data, loss_func=FocalLossFlat(gamma=5.)), tmp_path, epochs=1, progress=False)
+
+def test_weights_that_end_as_nan_are_not_kept(data, tmp_path):
+    from fastai.callback.core import Callback
+    class Poison(Callback):
+        order = 70
+        def after_train(self): self.model.head[-1].weight.data[:] = float('nan')
+    with pytest.raises(FloatingPointError, match='^The validation loss became nan in epoch 1'):
+        train(learner(data).add_cb(Poison()), tmp_path, epochs=1, progress=False)
+    assert not (tmp_path/'best.safetensors').exists()
 
 @pytest.mark.parametrize('state, file', [('half done', 'last.safetensors'), ('half done', 'kept.safetensors'), ('finished', 'best.safetensors')])
 @pytest.mark.parametrize('damage', ['truncated', 'empty', 'noise'])
@@ -115,7 +159,7 @@ def test_a_checkpoint_of_a_frozen_body_is_small(data, tmp_path):
     assert (tmp_path/'last.safetensors').stat().st_size < 300_000
 
 def test_a_nan_names_epoch_batch_and_images_and_leaves_no_best_weights(data, tmp_path):
-    with pytest.raises(FloatingPointError, match=r'epoch 1, batch \d of \d \(images images/') as caught:
+    with pytest.raises(FloatingPointError, match=r'^The loss became \w+ in epoch 1, batch \d of \d \(images images/') as caught:
         train(learner(data), tmp_path, epochs=2, lr=1e30, schedule='flat', progress=False)
     assert 'lower the learning rate' in str(caught.value)
     assert not (tmp_path/'best.safetensors').exists() and not (tmp_path/'record.json').exists()
