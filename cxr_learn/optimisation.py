@@ -6,7 +6,7 @@
 __all__ = ['OPTIMISERS', 'SQUARES', 'SCHEDULES', 'BROKEN', 'FEWEST_STEPS', 'SMOOTHING', 'make_optimiser', 'rate_share',
            'blocks_and_head', 'group_rates', 'LearningRate', 'RateSearch', 'find_learning_rate', 'plot_learning_rates']
 
-# %% ../nbs/07c_optimisation.ipynb #20068c4f
+# %% ../nbs/07c_optimisation.ipynb #f1ad6e53
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -23,11 +23,10 @@ from fastai.callback.schedule import combined_cos, valley
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_random_states, set_random_states
-from torch import nn
 
 from .cnn import BlockNet
 
-# %% ../nbs/07c_optimisation.ipynb #401c1e01
+# %% ../nbs/07c_optimisation.ipynb #3eb28c65
 OPTIMISERS = {'sgd': torch.optim.SGD, 'nesterov': partial(torch.optim.SGD, nesterov=True),
               'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}
 SQUARES = .999  # Adam's share of the old mean of squares
@@ -45,13 +44,13 @@ def make_optimiser(
         raise ValueError(f"Unknown optimiser {name!r}: use one of {', '.join(OPTIMISERS)}.")
     if not 0 <= momentum < 1: raise ValueError(f"momentum = {momentum}: at least 0 and below 1.")
     if name == 'nesterov' and momentum == 0:
-        raise ValueError("momentum = 0 leaves nothing for 'nesterov' to look ahead with: use 'sgd'.")
+        raise ValueError("momentum = 0 leaves 'nesterov' nothing to look ahead with: use 'sgd'.")
     memory = dict(betas=(momentum, SQUARES)) if 'adam' in name else dict(momentum=momentum)
     return partial(OptimWrapper, opt=partial(OPTIMISERS[name], fused=fused, **memory))
 
-# %% ../nbs/07c_optimisation.ipynb #85ef6f1d
+# %% ../nbs/07c_optimisation.ipynb #98131c93
 SCHEDULES = ('one_cycle', 'flat', 'step', 'cosine')
-_one_cycle = combined_cos(.25, 1 / 25, 1., 1e-5)  # up for a quarter, from 1/25; down to nearly nothing
+_one_cycle = combined_cos(.25, 1 / 25, 1., 1e-5)  # a quarter up, from 1/25; then down to nothing
 
 def rate_share(
     schedule:str, # one of `SCHEDULES`
@@ -63,7 +62,7 @@ def rate_share(
 ) -> float: # the rate now, as a share of the highest
     "The plan for the learning rate, a plain function of how much is done."
     if every < 1: raise ValueError(f"every = {every}: at least one epoch between two drops.")
-    if not 0 <= warm_up < 1: raise ValueError(f"warm_up = {warm_up}: a share, 0 or above and below 1.")
+    if not 0 <= warm_up < 1: raise ValueError(f"warm_up = {warm_up}: at least 0 and below 1.")
     if schedule == 'one_cycle': return _one_cycle(done)
     if schedule == 'step': return factor ** (epoch // every)
     if schedule == 'cosine' and done < warm_up: return done / warm_up
@@ -71,13 +70,13 @@ def rate_share(
     if schedule == 'flat': return 1.
     raise ValueError(f"Unknown schedule {schedule!r}: use {' or '.join(SCHEDULES)}.")
 
-# %% ../nbs/07c_optimisation.ipynb #c99373cc
+# %% ../nbs/07c_optimisation.ipynb #5b3f9282
 def blocks_and_head(
     model:BlockNet, # some parameters may be frozen
 ) -> list[list]: # of parameters
-    "One group of trainable parameters per block that has any, the head's last: a learner's splitter."
+    "One group of trainable parameters per block that has any, the head's last: a splitter."
     groups = [_trainable(part) for part in _parts(model)]
-    if not any(groups): raise ValueError("No parameter is trainable: thaw a block or the head first.")
+    if not any(groups): raise ValueError("Nothing is trainable: thaw a block or the head first.")
     return [group for group in groups if group]
 
 def group_rates(
@@ -129,7 +128,7 @@ class LearningRate(Callback):
         share = rate_share(self.schedule, done, epoch, **self.options)
         self.opt.set_hyper('lr', [rate * share for rate in self.rates])
 
-# %% ../nbs/07c_optimisation.ipynb #bff2c561
+# %% ../nbs/07c_optimisation.ipynb #88725da5
 BROKEN = 4  # a loss so many times the lowest one ends the search; fastai's choice
 FEWEST_STEPS = 10
 SMOOTHING = .9  # share of the old mean in the smoothed loss
@@ -150,7 +149,8 @@ class _RisingRate(Callback):
         self.losses.append(float(self.loss.detach()))
         self.average = SMOOTHING * self.average + (1 - SMOOTHING) * self.losses[-1]
         self.smoothed.append(self.average / (1 - SMOOTHING ** len(self.losses)))
-        lost = not math.isfinite(self.smoothed[-1]) or self.smoothed[-1] > BROKEN * min(self.smoothed)
+        now, lowest = self.smoothed[-1], min(self.smoothed)
+        lost = not math.isfinite(now) or now > BROKEN * lowest
         if lost or len(self.losses) == len(self.rates): raise CancelFitException
     def before_validate(self): raise CancelValidException
 
@@ -178,13 +178,13 @@ def find_learning_rate(
     highest:float=1.,
     steps:int=80, # batches, at most; the training set is repeated where it has fewer
 ) -> RateSearch:
-    """Train a little with a rising rate and note the loss (Smith, 2017); only training images are used.
+    """Train a little with a rising rate and note the loss (Smith, 2017), on training images only.
 
     The weights, batch-norm statistics, optimiser and random numbers are put back afterwards. Raises
     `ValueError` where the loss is not a finite number from the start."""
     if not (0 < lowest < highest and steps >= FEWEST_STEPS):
-        raise ValueError(f"lowest = {lowest:g}, highest = {highest:g}, steps = {steps}: the rate must rise, "
-                         f"from above 0, in {FEWEST_STEPS} steps or more.")
+        raise ValueError(f"lowest = {lowest:g}, highest = {highest:g}, steps = {steps}: the rate "
+                         f"must rise, from above 0, in {FEWEST_STEPS} steps or more.")
     rising = _RisingRate(np.geomspace(lowest, highest, steps).tolist())
     with _put_back(learn), learn.no_bar(), learn.no_logging():
         learn.opt = None
@@ -193,11 +193,12 @@ def find_learning_rate(
                               smoothed=rising.smoothed))
     table = table[np.isfinite(table['loss'])]
     if table.empty:
-        raise ValueError("The loss is not a finite number from the first batch on, at "
-                                 f"learning rate {lowest:g}: look at the images, labels and weights.")
-    return RateSearch(table, valley(table['lr'].tolist(), table['smoothed'].tolist(), len(table))[0])
+        raise ValueError("The loss is not a finite number from the first batch on, at learning "
+                         f"rate {lowest:g}: look at the images, labels and weights.")
+    rates, smoothed = table['lr'].tolist(), table['smoothed'].tolist()
+    return RateSearch(table, suggestion=valley(rates, smoothed, len(rates))[0])
 
-# %% ../nbs/07c_optimisation.ipynb #3565b043
+# %% ../nbs/07c_optimisation.ipynb #a3ea9ce2
 def plot_learning_rates(
     found:RateSearch, # from `find_learning_rate`
     axes=None, # matplotlib axes; new ones if None
@@ -206,7 +207,8 @@ def plot_learning_rates(
     axes = axes or plt.subplots(figsize=(4.5, 2.8), dpi=80)[1]
     axes.plot(found.table['lr'], found.table['loss'], '.', color='#999999', label='each batch')
     axes.plot(found.table['lr'], found.table['smoothed'], color='#0072B2', label='smoothed')
-    axes.axvline(found.suggestion, color='#D55E00', ls='--', label=f'suggestion {found.suggestion:.1g}')
+    axes.axvline(found.suggestion, color='#D55E00', ls='--',
+                 label=f'suggestion {found.suggestion:.1g}')
     axes.set(xscale='log', xlabel='learning rate', ylabel='loss')
     axes.legend(loc='center left', bbox_to_anchor=(1, .5), fontsize=8)
     return axes
