@@ -26,7 +26,7 @@ from .cards import CARDS
 from .cnn import BlockNet, make_head
 from .networks import ARCHITECTURES, WeightsError, grey_stem, timm_network
 
-# %% ../nbs/09_transfer.ipynb #17c0e6b0
+# %% ../nbs/09_transfer.ipynb #0b888c12
 WEIGHT_NAMES = ('none', 'shipped', 'imagenet', 'in_domain', 'cxr')
 FOLDER = files('cxr_learn')/'weights'
 SHIPPED_FILE = FOLDER/'resnet18_tiny_imagenet.safetensors'
@@ -34,7 +34,7 @@ IN_DOMAIN_FILE = FOLDER/'resnet18_in_domain.safetensors'
 _OURS = {'shipped': SHIPPED_FILE, 'in_domain': IN_DOMAIN_FILE}
 
 def weights_card(
-    weights:str, # 'shipped', 'in_domain', or the path of a .safetensors file
+    weights:str, # 'shipped', 'in_domain', or a path: a .safetensors file, or one with a card
 ) -> dict: # how they were made, measured and may be used
     "The card beside a file of weights, or else what the file says about itself."
     file = Path(str(_OURS.get(weights, weights)))
@@ -49,9 +49,10 @@ def shipped_card() -> dict: # how the shipped weights were made, measured and ma
     "The card of the weights in the package."
     return weights_card('shipped')
 
-# %% ../nbs/09_transfer.ipynb #b99dc395
+# %% ../nbs/09_transfer.ipynb #ada52b94
 HEADS_OF_OTHERS = ('fc.', 'classifier.', 'head.', 'last_linear.') # a head's names begin so
 WRAPPERS = ('module.', 'model.', '_orig_mod.', 'backbone.', 'encoder.', 'densenet121.')
+_OUR_PARTS = ('blocks.', 'head.') # what `train` saves
 _LEVELS = ('state_dict', 'model_state_dict', 'model') # where a checkpoint keeps its tensors
 _OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12])\.') # of 2017
 
@@ -64,18 +65,23 @@ def read_weights(
     try: state = load_file(file) if Path(file).suffix == '.safetensors' else _load_pickle(file)
     except WeightsError: raise
     except Exception as error:  # a damaged file can fail in many ways
-        raise WeightsError(f"{file} cannot be read as weights ({_first_line(error)}): is it "
+        raise WeightsError(f"{file} cannot be read as weights ({_fault(error)}): is it "
                            "whole? Fetch it again, or use another file.") from None
     return _unwrap(state, file)
 
 def _load_pickle(file):
     try: return torch.load(file, map_location='cpu', weights_only=True)
-    except UnpicklingError as error:
-        raise WeightsError(f"{file} is not a plain file of weights ({_first_line(error)}), or it "
+    except (UnpicklingError, RuntimeError) as error:
+        if 'weights_only' not in str(error): raise  # damaged, says PyTorch, and not suspicious
+        raise WeightsError(f"{file} is not a plain file of weights ({_fault(error)}), or it "
                            "holds objects that would run code; nothing was run. Ask its author "
                            "for a `state_dict`, best as .safetensors.") from None
 
-def _first_line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _fault(error):
+    "What is wrong, in a line, without PyTorch's advice to run a suspicious file all the same"
+    if asked_for := re.search(r'GLOBAL (\S+)', str(error)): return f'it asks for {asked_for[1]}'
+    if 'weights_only' in str(error): return 'it holds more than tensors'
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 def _unwrap(state, file):
     for level in _LEVELS:
@@ -86,6 +92,10 @@ def _unwrap(state, file):
     for wrapper in WRAPPERS * 2:  # one may lie in another
         if all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    if all(name.startswith(_OUR_PARTS) for name in state):
+        raise WeightsError(f"{file} holds a whole network of this library, body and head: build "
+                           "the network, load them with `load_weights`, and let `save_body` of the "
+                           "chapter on pretraining write the body.")
     head = [name for name in state if name.startswith(HEADS_OF_OTHERS)]
     body = {_OLD_DENSENET.sub(r'\1\2.', name): _single(tensor)
             for name, tensor in state.items() if name not in head}
@@ -96,7 +106,7 @@ def _unwrap(state, file):
 
 def _single(tensor): return tensor.float() if tensor.is_floating_point() else tensor
 
-# %% ../nbs/09_transfer.ipynb #c111f2b9
+# %% ../nbs/09_transfer.ipynb #f920b3a9
 def body_weights(
     architecture:str, # one of `ARCHITECTURES`
     weights:str, # one of `WEIGHT_NAMES`, or the path of a .safetensors, .pth or .pt file
@@ -132,29 +142,25 @@ def _imagenet(architecture):
         if isinstance(published, str): state = timm_network(published, pretrained=True).state_dict()
         else: state = published.get_state_dict(check_hash=True, weights_only=True)
     except WeightsError: raise
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
         raise WeightsError(f"The ImageNet weights of {architecture} could not be downloaded "
-                           f"({_first_line(error)}). Connect to the network once, or use "
+                           f"({_fault(error)}). Connect to the network once, or use "
                            "weights='shipped' (resnet18, in the package).") from None
     return _unwrap(state, f'{architecture} imagenet')[0]
 
-# %% ../nbs/09_transfer.ipynb #bbe6aa96
+# %% ../nbs/09_transfer.ipynb #fe5564b7
 CXR_NAME = 'densenet121-res224-nih' # torchxrayvision's name
 CXR_MEAN, CXR_STD = (.5,), (.5 / 1024,) # [0, 1] becomes [-1024, 1024]
-_XRV, _LAYERS = 'torchxrayvision.models', 'torch.nn.modules.'
-_DENSENET_PARTS = {
-    *((_XRV, name) for name in ('DenseNet', '_DenseBlock', '_DenseLayer', '_Transition')),
-    *((_LAYERS + module, name) for module, name in (
-        ('activation', 'ReLU'), ('batchnorm', 'BatchNorm2d'), ('container', 'Sequential'),
-        ('conv', 'Conv2d'), ('linear', 'Linear'), ('pooling', 'AvgPool2d'),
-        ('pooling', 'MaxPool2d'))),
-    ('collections', 'OrderedDict'), ('torch._utils', '_rebuild_tensor_v2'), ('builtins', 'set'),
-    ('torch._utils', '_rebuild_parameter'), ('torch', 'FloatStorage'), ('torch', 'LongStorage'),
-    ('__builtin__', 'set')}
+_LAYERS = ('torchxrayvision.models', 'torch.nn.modules.')
+_TABLES = {('collections', 'OrderedDict'), ('builtins', 'set'), ('__builtin__', 'set'),
+           ('torch._utils', '_rebuild_tensor_v2'), ('torch._utils', '_rebuild_parameter'),
+           ('torch', 'FloatStorage'), ('torch', 'LongStorage')}
+_PROGRAM = b'constants.pkl' # a member of every TorchScript file, which `torch.load` would run
 
 class _DenseNetUnpickler(Unpickler):
     def find_class(self, module, name):
-        if (module, name) in _DENSENET_PARTS: return super().find_class(module, name)
+        if module.startswith(_LAYERS): return nn.Module
+        if (module, name) in _TABLES: return super().find_class(module, name)
         raise UnpicklingError(f'{module}.{name} is no part of a DenseNet')
 
 class _DenseNetPickle:  # what `torch.load` asks of a module for pickles
@@ -163,12 +169,13 @@ class _DenseNetPickle:  # what `torch.load` asks of a module for pickles
 
 def _read_modules(file):
     try:
+        if _PROGRAM in Path(file).read_bytes(): raise UnpicklingError('it is a program')
         with warnings.catch_warnings(action='ignore'):  # the layers' source has changed since
             state = torch.load(file, map_location='cpu', weights_only=False,
                                pickle_module=_DenseNetPickle).state_dict()
     except Exception as error:  # a damaged file can fail in many ways
-        raise WeightsError(f"{file} is not torchxrayvision's DenseNet ({_first_line(error)}); "
-                           "nothing else in it was run. Delete it to fetch it again.") from None
+        raise WeightsError(f"{file} is not torchxrayvision's DenseNet ({_fault(error)}); "
+                           "no code in it was run. Delete it to fetch it again.") from None
     return {name: tensor for name, tensor in state.items() if name != 'op_threshs'}
 
 def _cxr_file():
@@ -180,38 +187,53 @@ def _cxr_file():
                            "pip install 'cxr_learn[xrv]'") from None
     try: return Path(get_weights(CXR_NAME))
     except OSError as error:
-        raise WeightsError(f"The weights 'cxr' could not be downloaded ({_first_line(error)}). "
+        raise WeightsError(f"The weights 'cxr' could not be downloaded ({_fault(error)}). "
                            "Connect to the network once, or use weights='in_domain' "
                            "(resnet18).") from None
 
-# %% ../nbs/09_transfer.ipynb #04540794
+# %% ../nbs/09_transfer.ipynb #c2d06b2e
 NIH, TINY_IMAGENET = 'nih_chestxray14', 'tiny_imagenet_200'
+_CARD_NAMES = {'covid-chestxray-dataset': 'covid_chestxray'} # a source in cohorts: its card
 
 def trained_on(
     architecture:str, # one of `ARCHITECTURES`
     weights:str, # one of `WEIGHT_NAMES`, or a path
-) -> set[str]: # collections, as in a cohort's column `source`; empty: nothing is known
+) -> set[str]: # collections, by the names of their cards; empty: none, or nothing is known
     "The collections that weights have seen; for a file, what its card says under `collections`."
     known = {'none': set(), 'shipped': {TINY_IMAGENET}, 'in_domain': {TINY_IMAGENET, NIH},
              'imagenet': {'imagenet'}, 'cxr': {NIH}}
     if weights in known: return known[weights]
-    if not str(weights).endswith('.safetensors'): return set()
-    return set(re.findall(r'\w+', str(weights_card(weights).get('collections', ''))))
+    file = Path(weights)
+    if file.suffix != '.safetensors' and not file.with_suffix('.json').exists(): return set()
+    names = re.split(r'[][,;"\']+', str(weights_card(weights).get('collections', '')))
+    names = {*map(str.strip, names), *' '.join(names).split()} - {''}  # with spaces, or by them
+    return {_CARD_NAMES.get(name, name) for name in names}
+
+def _with_repeats(names):
+    "The collections, and those whose images come again in them"
+    names = {_CARD_NAMES.get(name, name) for name in names}
+    return names.union(*(CARDS[name].repeats for name in names if name in CARDS))
 
 def refuse_contaminated(
     cohort:pd.DataFrame, # a cohort, with `source`
     architecture:str, # one of `ARCHITECTURES`
     weights:str, # one of `WEIGHT_NAMES`, or a path
 ) -> None:
-    "Raise `WeightsError` where weights were trained on images of the cohort's own collections."
-    for source in cohort['source'].unique():
-        parts = {source, *(CARDS[source].repeats if source in CARDS else ())}
-        if seen := parts & trained_on(architecture, weights):
-            raise WeightsError(f"The weights {weights} were trained on {', '.join(sorted(seen))}, "
-                               f"and images from {source} are, or contain, the same: a score on "
-                               "them would flatter. Use other weights, or another cohort.")
+    """Raise `WeightsError` where weights were trained on images of the cohort's own collections.
 
-# %% ../nbs/09_transfer.ipynb #a6f47b0b
+    Warns where nobody says what they were trained on."""
+    seen = trained_on(architecture, weights)
+    if not seen and weights != 'none':
+        warnings.warn(f"Nothing is known of what {weights} was trained on: if it was on images of "
+                      "this cohort, a score on them flatters. Put a card (.json) beside the file, "
+                      "with its `collections`.", stacklevel=2)
+    for source in cohort['source'].unique():
+        if shared := _with_repeats({source}) & _with_repeats(seen):
+            raise WeightsError(f"The weights {weights} were trained on {', '.join(sorted(seen))}; "
+                               f"images from {source} share {', '.join(sorted(shared))} with it: a "
+                               "score on them would flatter. Use other weights, or another cohort.")
+
+# %% ../nbs/09_transfer.ipynb #305d81cd
 def weights_digest(
     architecture:str, # one of `ARCHITECTURES`, or another network
     weights:str, # one of `WEIGHT_NAMES`, or a path
@@ -220,6 +242,7 @@ def weights_digest(
     plan = ARCHITECTURES.get(architecture)
     if weights == 'imagenet' and plan and plan.imagenet:  # the maker's name for one content
         return f'{architecture} {str(getattr(plan.imagenet, "url", plan.imagenet)).split("/")[-1]}'
+    if weights in ('none', 'imagenet'): return f'{architecture} {weights}'  # no file
     try: file = _cxr_file() if weights == 'cxr' else Path(str(_OURS.get(weights, weights)))
     except WeightsError: return f'{architecture} {weights}'
     try: return sha256(file.read_bytes()).hexdigest()

@@ -1,4 +1,5 @@
 """Bodies fall into blocks without losing a piece, and weights are what their name says or are refused"""
+import json
 import pickle
 import re
 import warnings
@@ -13,6 +14,7 @@ from torch import nn
 from torchvision import models
 
 from cxr_learn import transfer
+from cxr_learn.checkpoints import save_weights
 from cxr_learn.cnn import HEADS, BlockNet, count_parameters, custom_cnn, make_head, parameter_table, simple_cnn
 from cxr_learn.networks import ARCHITECTURES, GreyStem, WeightsError, preactivation_blocks, timm_network
 from cxr_learn.transfer import (SHIPPED_FILE, body_weights, read_weights, refuse_contaminated, trained_on,
@@ -167,6 +169,37 @@ def test_code_in_a_pickle_is_refused_and_not_run(old, tmp_path):
     pickle.loads(pickle.dumps(trap))
     assert (tmp_path/'trapped').exists(), 'the trap is no trap'
 
+class Program(nn.Module):
+    def forward(self, images): return images + 1
+
+def test_torchscript_is_refused_before_its_reader_sees_it(tmp_path):
+    file = tmp_path/'program.pt'
+    torch.jit.script(Program()).save(file)
+    with mock.patch('torch.jit.load') as run:
+        with pytest.raises(WeightsError, match='no code in it was run'): transfer._read_modules(file)
+        with pytest.raises(WeightsError, match='nothing was run'): read_weights(file)
+        assert not run.called
+        torch.load(file, weights_only=False)
+        assert run.called, 'the program is no program'
+
+def test_nobody_is_told_to_run_a_suspicious_file(tmp_path):
+    file = tmp_path/'suspicious.pth'
+    torch.jit.script(Program()).save(tmp_path/'program.pt')
+    contents = [(tmp_path/'program.pt').read_bytes(), pickle.dumps(Trap(file)), b'x', b'not weights at all' * 50]
+    for old in (False, True):
+        for whole in (Trap(file), {'conv1.weight': Trap(file)}, models.resnet18()):
+            torch.save(whole, file, _use_new_zipfile_serialization=not old)
+            contents.append(file.read_bytes())
+    for content in contents:
+        file.write_bytes(content)
+        for read in (read_weights, transfer._read_modules):
+            with pytest.raises(WeightsError) as caught: read(file)
+            assert not re.search('weights_only|[Rr]e-running|Only if you|add_safe_globals', str(caught.value)), caught.value
+
+def test_a_whole_network_of_ours_is_told_from_a_body(tmp_path):
+    save_weights(transfer_net('resnet18', 'none', 2), file := tmp_path/'best.safetensors')
+    with pytest.raises(WeightsError, match='whole network of this library.*save_body'): transfer_net('resnet18', str(file), 2)
+
 @pytest.mark.parametrize('suffix', ['safetensors', 'pth', 'pt'])
 def test_damaged_files_are_named(suffix, tmp_path):
     file = tmp_path/f'body.{suffix}'
@@ -244,6 +277,14 @@ def test_the_fault_of_a_cxr_file_is_told(cxr_file, tmp_path):
     torch.save({'state': 3}, file)
     with pytest.raises(WeightsError, match='not torchxrayvision'): transfer._read_modules(file)
 
+def test_layers_are_read_as_numbers_whatever_their_class_would_do(tmp_path):
+    class Caller:
+        def __reduce__(self): return nn.Linear, (2, 3)
+    torch.save(Caller(), file := tmp_path/'nih.pt')
+    with pytest.raises(WeightsError, match='not torchxrayvision'): transfer._read_modules(file)
+    torch.save(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), file)
+    assert transfer._read_modules(file)['1.running_var'].tolist() == [1, 1, 1]
+
 def test_no_download_of_cxr_says_so(xrv):
     with mock.patch('torchxrayvision.models.get_weights', side_effect=OSError('no network')):
         with pytest.raises(WeightsError, match='Connect to the network once'): transfer_net('densenet121', 'cxr', 2)
@@ -260,6 +301,33 @@ def test_weights_are_not_judged_by_what_they_have_seen(weights, source, refused)
     if not refused: return refuse_contaminated(cohort, architecture, weights)
     with pytest.raises(WeightsError, match='nih_chestxray14'): refuse_contaminated(cohort, architecture, weights)
 
+@pytest.mark.parametrize('collections', [
+    'covid_radiography', ['covid_radiography'], '["tiny", "covid_radiography"]', 'tiny, covid_radiography', 'tiny covid_radiography'])
+def test_weights_are_refused_for_the_collections_that_their_own_repeats(collections, tmp_path):
+    file = tmp_path/'body.pth'
+    torch.save(resnet18_state(), file)
+    file.with_suffix('.json').write_text(json.dumps({'collections': collections}))
+    for source in ('covid_radiography', 'kermany', 'nih_chestxray14', 'coronahack', 'covid-chestxray-dataset', 'covid_chestxray'):
+        with pytest.raises(WeightsError, match=source.replace('-', '.')): refuse_contaminated(pd.DataFrame({'source': [source]}), 'resnet18', str(file))
+    refuse_contaminated(pd.DataFrame({'source': ['phantom', 'my hospital']}), 'resnet18', str(file))
+
+def test_names_of_collections_are_not_cut(tmp_path):
+    file = tmp_path/'body.safetensors'
+    for told, source in (('covid-chestxray-dataset', 'covid-chestxray-dataset'), ('covid_chestxray', 'covid-chestxray-dataset'),
+                         ('tiny, st-mary.2019', 'st-mary.2019'), ('tiny; my hospital', 'my hospital')):
+        save_file({'x': torch.zeros(1)}, file, {'collections': told})
+        with pytest.raises(WeightsError, match='flatter'): refuse_contaminated(pd.DataFrame({'source': [source]}), 'resnet18', str(file))
+    refuse_contaminated(pd.DataFrame({'source': ['mary', 'st']}), 'resnet18', str(file))
+
+def test_weights_of_unknown_past_are_used_with_a_warning(tmp_path):
+    torch.save(resnet18_state(), file := tmp_path/'theirs.pth')
+    cohort = pd.DataFrame({'source': ['kermany']})
+    with warnings.catch_warnings(record=True) as told:
+        for _ in range(3): refuse_contaminated(cohort, 'resnet18', str(file))
+    assert ['theirs.pth' in str(one.message) for one in told] == [True]
+    with warnings.catch_warnings(action='error'):
+        for weights in ('none', 'shipped', 'imagenet'): refuse_contaminated(cohort, 'resnet18', weights)
+
 def test_a_file_tells_its_own_past(tmp_path):
     tensors = load_file(SHIPPED_FILE)
     save_file(tensors, file := tmp_path/'body.safetensors', {'collections': '["nih_chestxray14"]', 'seed': '3'})
@@ -271,10 +339,15 @@ def test_a_file_tells_its_own_past(tmp_path):
     with pytest.raises(WeightsError, match='No card'): weights_card(str(tmp_path/'absent.safetensors'))
     assert weights_card('shipped')['sha256'] == weights_digest('resnet18', 'shipped')
 
-def test_digests_tell_weights_apart(tmp_path):
+def test_digests_tell_weights_apart(tmp_path, monkeypatch):
     digests = {weights_digest(architecture, weights) for architecture in ARCHITECTURES for weights in ('none', 'imagenet')}
     assert len(digests) == 2 * len(ARCHITECTURES)
     torch.save(resnet18_state(), tmp_path/'a.pth')
     (tmp_path/'b.pth').write_bytes((tmp_path/'a.pth').read_bytes())
     assert weights_digest('resnet18', str(tmp_path/'a.pth')) == weights_digest('resnet18', str(tmp_path/'b.pth'))
     assert weights_digest('resnet18', str(tmp_path/'absent.pth')).startswith('resnet18 ')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'none').write_bytes(b'a file of this name')
+    (tmp_path/'imagenet').write_bytes(b'and of this')
+    assert weights_digest('resnet18', 'none') == 'resnet18 none'
+    assert weights_digest('custom_cnn', 'imagenet') == 'custom_cnn imagenet'
