@@ -6,7 +6,7 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'TIMM_MEAN', 'TIMM_STD', 'ARCHITECTURES', 'resnet_blocks', 'densenet_blocks',
            'WeightsError', 'preactivation_blocks', 'timm_network', 'Architecture', 'GreyStem', 'grey_stem']
 
-# %% ../nbs/08a_networks.ipynb #9f54eeea
+# %% ../nbs/08a_networks.ipynb #7fc13270
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision import models
-
-from .cnn import BlockNet
 
 # %% ../nbs/08a_networks.ipynb #f61202c9
 def resnet_blocks(
