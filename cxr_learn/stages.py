@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENTLE', 'RECIPES', 'weight_layers', 'unlock_last_layers', 'Stage', 'set_trainable', 'train_in_stages', 'plot_stages']
 
-# %% ../nbs/11b_stages.ipynb #60db2cf9
+# %% ../nbs/11b_stages.ipynb #6624247c
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,18 +19,18 @@ from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from .checkpoints import seed_everything
-from .cnn import BlockNet, count_parameters
+from .cnn import BlockNet
 from .freezing import KeepFrozen, freeze_blocks
 from .optimisation import make_optimiser
 from .prefix import PrefixCache, cached_prefix
 from .training import BEST_BY, train
 
-# %% ../nbs/11b_stages.ipynb #2fcb7caf
+# %% ../nbs/11b_stages.ipynb #522c5d5b
 def weight_layers(
     model:BlockNet, # any network with `blocks`
 ) -> list[nn.Module]: # convolutions, batch-norms and the like, from the image upward
     "The body's layers that have weights of their own."
-    return [layer for layer in model.blocks.modules() if any(True for _ in layer.parameters(recurse=False))]
+    return [layer for layer in model.blocks.modules() if list(layer.parameters(recurse=False))]
 
 def unlock_last_layers(
     model:BlockNet, # any network with `blocks`
@@ -41,13 +41,13 @@ def unlock_last_layers(
     Activations, poolings, paddings and additions do not count: they hold no weights."""
     found = weight_layers(model)
     if not 0 <= layers <= len(found):
-        raise ValueError(f"layers = {layers}: the body has {len(found)} layers with weights, so 0 (only "
-                         f"the head is trained) to {len(found)} (all of it).")
+        raise ValueError(f"layers = {layers}: the body has {len(found)} layers with weights, so 0 "
+                         f"(only the head is trained) to {len(found)} (all of it).")
     freeze_blocks(model, len(model.blocks))
     for layer in found[len(found) - layers:]: layer.requires_grad_(True)
     return model
 
-# %% ../nbs/11b_stages.ipynb #2108a7af
+# %% ../nbs/11b_stages.ipynb #4146cf07
 class Stage(NamedTuple):
     "A part of a training during which the same layers learn by the same rule"
     trainable: str|int = 'all' # 'all', 'head', 'last 7 layers', or k: all but the first k blocks
@@ -70,16 +70,18 @@ def set_trainable(
     if trainable == 'head': return freeze_blocks(model, len(model.blocks))
     if isinstance(trainable, int): return freeze_blocks(model, trainable)
     match str(trainable).split():
-        case ['last', number, 'layers'|'layer'] if number.isdigit(): return unlock_last_layers(model, int(number))
+        case ['last', number, 'layers'|'layer'] if number.isdigit():
+            return unlock_last_layers(model, int(number))
     raise ValueError(f"trainable = {trainable!r}: use 'all', 'head', a number of frozen blocks, or "
                      "'last 7 layers'.")
 
-# %% ../nbs/11b_stages.ipynb #8c4fca0b
+# %% ../nbs/11b_stages.ipynb #38f5c76c
 GENTLE = 1 / 2.6  # of the rate of the block above (Howard & Ruder, 2018)
 
 RECIPES = {
     # head alone for 20 epochs, "until convergence"; then all, 10 epochs with SGD; L2 0 was best
-    'vazquez': (Stage('head', epochs=20, lr=1e-3), Stage('all', epochs=10, lr=1e-4, optimiser='sgd')),
+    'vazquez': (Stage('head', epochs=20, lr=1e-3),
+                Stage('all', epochs=10, lr=1e-4, optimiser='sgd')),
     # 7 layers with weights are Keras's last 13; optimiser, epochs and rates are not stated: chosen
     'hamza': (Stage('head', epochs=10, lr=1e-3, patience=3),
               Stage('last 7 layers', epochs=10, lr=1e-5, patience=3)),
@@ -92,7 +94,7 @@ RECIPES = {
     'bolhassani': (Stage('all', epochs=20, lr=1e-3, schedule='step'),),
 }
 
-# %% ../nbs/11b_stages.ipynb #55861c5f
+# %% ../nbs/11b_stages.ipynb #b61e74a7
 def train_in_stages(
     learn:Learner, # from `make_learner`, made anew with the same seed when a training goes on
     folder:str|Path, # of this training; each stage has its own folder in it
@@ -103,13 +105,13 @@ def train_in_stages(
     passes:int=1, # over augmented images, if cached
     notes:Mapping|None=None, # plain values for the records
     progress:bool|None=None, # as for `train`
-) -> dict: # stages, their records and `best_stage`; `learn.model` holds the last stage's best weights
-    """Train, continue or find finished, stage by stage; each begins with the best weights before it.
+) -> dict: # stages, records, `best_stage`; `learn.model` holds the last stage's best weights
+    """Train, continue or find finished, stage by stage; each begins with the best of the one before.
 
     The optimiser and weight decay of `learn` give way to those of the stages. Raises `ValueError`
     where a stage asks for layers that the network does not have, before anything is trained."""
     if not stages: raise ValueError("No stages: give at least one.")
-    if not hasattr(learn, 'made_with'): raise ValueError("A learner of unknown make: use make_learner.")
+    if not hasattr(learn, 'made_with'): raise ValueError("Give a learner from make_learner.")
     for stage in stages: set_trainable(learn.model, stage.trainable)
     records, fused = [], learn.made_with['speed']['fused']
     for number, stage in enumerate(stages, 1):
@@ -120,7 +122,8 @@ def train_in_stages(
         seed_everything(chance)
         learn.dls.train.rng.seed(chance)
         with (learn.added_cbs(KeepFrozen(stage.batch_norm)),
-              cached_prefix(learn, passes=passes, seed=chance, cache=cache) if cache else nullcontext()):
+              cached_prefix(learn, passes=passes, seed=chance, cache=cache) if cache
+              else nullcontext()):
             records.append(train(
                 learn, Path(folder)/f'stage{number}', stage.epochs, stage.lr, stage.head_lr,
                 stage.schedule, stage.block_decay, stage.patience, best_by,
@@ -130,7 +133,7 @@ def train_in_stages(
     return dict(stages=[stage._asdict() for stage in stages], records=records,
                 best_stage=values.index(BEST_BY[best_by](values)) + 1)
 
-# %% ../nbs/11b_stages.ipynb #9c33b444
+# %% ../nbs/11b_stages.ipynb #c7c01de0
 def plot_stages(
     result:dict, # from `train_in_stages`
     axes=None, # two matplotlib axes; new ones if None
@@ -148,9 +151,10 @@ def plot_stages(
         kept, middle = begun + record['best_epoch'], begun + (len(history) + 1) / 2
         axes[0].plot(kept, losses['valid_loss'][kept], 'o', ms=11, mfc='none', color='black',
                      label='' if begun else 'handed on')
-        axes[1].bar(middle, record['trainable_parameters'], len(history), color='#56B4E9', edgecolor='white')
-        what = stage['trainable'] if isinstance(stage['trainable'], str) else f"k = {stage['trainable']}"
-        axes[1].annotate(what, (middle, record['trainable_parameters']), ha='center', va='bottom')
+        trained, what = record['trainable_parameters'], stage['trainable']
+        axes[1].bar(middle, trained, len(history), color='#56B4E9', edgecolor='white')
+        axes[1].annotate(what if isinstance(what, str) else f'k = {what}', (middle, trained),
+                         ha='center', va='bottom')
         begun += len(history)
         if begun < len(losses): axes[0].axvline(begun + .5, color='grey', lw=1, ls=':')
     axes[0].set(ylabel='loss')
