@@ -39,7 +39,7 @@ from .optimisation import rate_share
 from .speed import fastest, set_speed
 from .transfer import transfer_net
 
-# %% ../nbs/10_pretraining.ipynb #c03b8a8e
+# %% ../nbs/10_pretraining.ipynb #a0196754
 PICTURE_SUFFIXES = ('.jpeg', '.jpg', '.png', '.webp')
 
 class PictureError(ValueError):
@@ -53,13 +53,14 @@ class Pictures(NamedTuple):
     digest: str # of the classes, names and bytes of the files
 
 def _entries(source) -> Iterator:
-    "Part, class, file name and a function that reads the bytes, for each picture of a folder or zip"
+    "Part, class, file name and a function that reads the bytes, for each picture"
     if zipfile.is_zipfile(source):
         archive = zipfile.ZipFile(source)
         names, read = archive.namelist(), archive.read
     else:
         folder = existing_folder(source)
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()]
+        files = (path for path in folder.rglob('*') if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in files]
         def read(name): return (folder/name).read_bytes()
     listed = {file: kind for name in names if PurePosixPath(name).name == 'val_annotations.txt'
               for file, kind, *_ in map(str.split, read(name).decode().splitlines())}
@@ -69,28 +70,35 @@ def _entries(source) -> Iterator:
         if part is None or not file.lower().endswith(PICTURE_SUFFIXES): continue
         inner = [folder for folder in folders[folders.index(part) + 1:] if folder != 'images']
         kind = inner[0] if inner else listed.get(file)
-        if kind is None: raise PictureError(f"{source}: neither a folder nor val_annotations.txt tells the class of {name}.")
+        if kind is None:
+            raise PictureError(f"{source}: neither a folder nor val_annotations.txt tells the class "
+                               f"of {name}.")
         yield part, kind, file, partial(read, name)
 
-# %% ../nbs/10_pretraining.ipynb #275fb779
+# %% ../nbs/10_pretraining.ipynb #928662ab
 def load_tiny_imagenet(
     sources:str|Path|Sequence[str|Path], # a folder or a zip, or several that are parts of one set
     side:int=64, # of the square pictures, in pixels; others are resized
 ) -> tuple[Pictures, Pictures]: # training and validation part
     """Read Tiny-ImageNet, or any set of pictures laid out like it.
 
-    Raises `PictureError` for a picture that cannot be read or that nobody names, and for an empty part."""
+    Raises `PictureError` for a picture that cannot be read or has no class, and for an empty part."""
     sources = [sources] if isinstance(sources, (str, Path)) else sources
-    entries = sorted((entry for source in sources for entry in _entries(source)), key=lambda entry: entry[:3])
-    for one, next_one in zip(entries, entries[1:]):
-        if one[:3] == next_one[:3]: raise PictureError(f"{'/'.join(one[:3])} is there twice: name each part of the set once.")
+    entries = [entry for source in sources for entry in _entries(source)]
+    entries.sort(key=lambda entry: entry[:3])
+    for one, after in zip(entries, entries[1:]):
+        if one[:3] == after[:3]:
+            raise PictureError(f"{'/'.join(one[:3])} is there twice: name each part of the set once.")
     classes = sorted({kind for part, kind, *_ in entries if part == 'train'})
     unknown = sorted({kind for _, kind, *_ in entries} - set(classes))
-    if unknown: raise PictureError(f"{', '.join(unknown[:3])}: pictures for validation, and none for training.")
-    return tuple(_decode([entry for entry in entries if entry[0] == part], classes, side, part) for part in ('train', 'val'))
+    if unknown:
+        raise PictureError(f"{', '.join(unknown[:3])}: pictures for validation, and none for training.")
+    parts = {part: [entry for entry in entries if entry[0] == part] for part in ('train', 'val')}
+    return tuple(_decode(part, named, classes, side) for part, named in parts.items())
 
-def _decode(entries, classes, side, part):
-    if not entries: raise PictureError(f"No picture in {part}/: the layout is {part}/CLASS/FILE, as in Tiny-ImageNet.")
+def _decode(part, entries, classes, side):
+    if not entries:
+        raise PictureError(f"No picture in {part}/: the layout is {part}/CLASS/FILE, as in Tiny-ImageNet.")
     pixels = np.empty((len(entries), side, side, 3), np.uint8)
     def decode(row):
         _, kind, file, read = entries[row]
@@ -98,14 +106,16 @@ def _decode(entries, classes, side, part):
             data = read()
             picture = Image.open(BytesIO(data)).convert('RGB')
         except (OSError, zipfile.BadZipFile) as error:
-            raise PictureError(f"{part}/{kind}/{file} cannot be read ({error}): get the set anew.") from error
+            raise PictureError(f"{part}/{kind}/{file} cannot be read ({error}): "
+                               "get the set anew.") from error
         pixels[row] = picture if picture.size == (side, side) else picture.resize((side, side))
         return f'{kind} {file} {hashlib.sha256(data).hexdigest()}'
     with ThreadPoolExecutor() as pool: lines = list(pool.map(decode, range(len(entries))))
     labels = torch.tensor([classes.index(kind) for _, kind, *_ in entries])
-    return Pictures(torch.from_numpy(pixels), labels, tuple(classes), hashlib.sha256('\n'.join(lines).encode()).hexdigest())
+    digest = hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+    return Pictures(torch.from_numpy(pixels), labels, tuple(classes), digest)
 
-# %% ../nbs/10_pretraining.ipynb #4403acd9
+# %% ../nbs/10_pretraining.ipynb #2ede1e97
 SHAPES = ('stripes across', 'stripes down', 'checks', 'disc', 'ring', 'cross')
 
 def draw_pictures(
@@ -119,19 +129,19 @@ def draw_pictures(
     def wave(position): return np.sin(position * some(15, 30) + some(0, 6)) > 0
     y, x = np.mgrid[:side, :side] / side
     def middle(): return np.abs(x - some(.35, .65)), np.abs(y - some(.35, .65))
-    def disc(share): return np.hypot(*middle()) < some(.2, .35) * share
     ring, cross, size = np.hypot(*middle()), middle(), some(.2, .35)
-    shapes = (wave(y + 0 * x), wave(x + 0 * y), wave(x + 0 * y) ^ wave(y + 0 * x), disc(1),
-              (ring < size) & (ring > .6 * size), (np.minimum(*cross) < .08) & (np.maximum(*cross) < size))
+    shapes = (wave(y + 0 * x), wave(x + 0 * y), wave(x + 0 * y) ^ wave(y + 0 * x),
+              np.hypot(*middle()) < some(.2, .35), (ring < size) & (ring > .6 * size),
+              (np.minimum(*cross) < .08) & (np.maximum(*cross) < size))
     shape = np.concatenate(shapes)[..., None]
-    dark, bright = rng.uniform(0, .5, (len(shape), 1, 1, 3)), rng.uniform(.5, 1, (len(shape), 1, 1, 3))
+    dark, bright = (rng.uniform(low, low + .5, (len(shape), 1, 1, 3)) for low in (0, .5))
     shape ^= rng.random((len(shape), 1, 1, 1)) < .5  # as often dark on bright
     pixels = np.where(shape, bright, dark) + rng.normal(0, .05, (len(shape), side, side, 3))
     pixels = torch.from_numpy((255 * pixels.clip(0, 1)).astype(np.uint8))
     labels = torch.arange(len(SHAPES)).repeat_interleave(per_class)
     return Pictures(pixels, labels, SHAPES, hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
 
-# %% ../nbs/10_pretraining.ipynb #19f85345
+# %% ../nbs/10_pretraining.ipynb #673fec39
 VARIETY = Policy(zoom=(1, 1.6), shift=.12, horizontal_flip=.5)
 LUMA = (.299, .587, .114)  # brightness of red, green and blue: ITU-R BT.601
 
@@ -151,12 +161,13 @@ def vary_pictures(
 ) -> Tensor: # float `(n, 3, side, side)` in [0, 1]
     "Cut, move, mirror and resize in one pass; turn some grey."
     images, count = to_unit(pixels), len(pixels)
-    grid = F.affine_grid(affine_matrices(VARIETY, count, generator).to(images), [count, 3, side, side], align_corners=False)
+    matrices = affine_matrices(VARIETY, count, generator).to(images)
+    grid = F.affine_grid(matrices, [count, 3, side, side], align_corners=False)
     images = F.grid_sample(images, grid, padding_mode='reflection', align_corners=False)
     grey = torch.rand(count, 1, 1, 1, generator=generator).to(images) < grey_share
     return torch.where(grey, to_grey(images), images)
 
-# %% ../nbs/10_pretraining.ipynb #9e14d101
+# %% ../nbs/10_pretraining.ipynb #064044c3
 class Recipe(NamedTuple):
     "How a body is trained from scratch on pictures: plain values, kept in its provenance"
     epochs: int = 12 # passes over the training pictures
@@ -170,18 +181,18 @@ class Recipe(NamedTuple):
     grey_share: float = .5
 
 SIDE_STEP = 8  # pixels: sides are multiples of it
-SMALLEST_SIDE = 24  # pixels: of less, a ResNet's last block sees a single point, and bf16 gradients do not repeat
+SMALLEST_SIDE = 24  # pixels: below, a ResNet's last block sees one point, and bf16 does not repeat
 
 def image_side(
     epoch:int, # counted from 0
     recipe:Recipe,
 ) -> int: # in pixels
-    "The side of the pictures in an epoch: it grows in equal steps, and the last epoch sees the largest."
+    "The side of the pictures in an epoch: it grows evenly, and the last epoch sees the largest."
     first, last = recipe.sides
     done = epoch / (recipe.epochs - 1) if recipe.epochs > 1 else 1
     return last if done == 1 else SIDE_STEP * round((first + (last - first) * done) / SIDE_STEP)
 
-# %% ../nbs/10_pretraining.ipynb #62ffa511
+# %% ../nbs/10_pretraining.ipynb #fa7c5793
 def _train_epoch(model, optimiser, pictures, recipe, epoch, generator, progress):
     "Mean loss of one pass"
     model.train()
@@ -190,12 +201,14 @@ def _train_epoch(model, optimiser, pictures, recipe, epoch, generator, progress)
     batches = [rows for rows in batches if len(rows) == recipe.batch_size]
     for number, rows in enumerate(progress_bar(batches, display=progress)):
         done = (epoch + number / len(batches)) / recipe.epochs
-        for group in optimiser.param_groups: group['lr'] = recipe.lr * rate_share('cosine', done, warm_up=recipe.warm_up)
+        rate = recipe.lr * rate_share('cosine', done, warm_up=recipe.warm_up)
+        for group in optimiser.param_groups: group['lr'] = rate
         images = vary_pictures(pictures.pixels[rows], side, generator, recipe.grey_share)
-        loss = F.cross_entropy(model(images), pictures.labels[rows], label_smoothing=recipe.smoothing)
+        labels = pictures.labels[rows]
+        loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.smoothing)
         if not loss.isfinite():
-            raise FloatingPointError(f"The loss became {loss.item()} in epoch {epoch + 1}, batch {number + 1}: "
-                                     f"lower the learning rate ({recipe.lr}).")
+            raise FloatingPointError(f"The loss became {loss.item()} in epoch {epoch + 1}, batch "
+                                     f"{number + 1}: lower the learning rate ({recipe.lr}).")
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -213,10 +226,10 @@ def top1(
     def right(pixels, labels):
         images = to_grey(to_unit(pixels)) if grey else to_unit(pixels)
         return (model(images).argmax(1) == labels).sum().item()
-    with torch.no_grad():
-        return sum(map(right, pictures.pixels.split(at_once), pictures.labels.split(at_once))) / len(pictures.labels)
+    parts = (part.split(at_once) for part in (pictures.pixels, pictures.labels))
+    with torch.no_grad(): return sum(map(right, *parts)) / len(pictures.labels)
 
-# %% ../nbs/10_pretraining.ipynb #6a273074
+# %% ../nbs/10_pretraining.ipynb #21e226ac
 def pretrain(
     pictures:Pictures, # to train on
     valid:Pictures, # of the same classes
@@ -229,45 +242,55 @@ def pretrain(
 ) -> tuple[BlockNet, dict]: # the trained network, and the facts for its provenance
     """Train a body from scratch, go on after a kill, or find it finished.
 
-    Raises `ValueError` for a folder of another training or pictures too small, `FloatingPointError` for a
-    loss that is no number."""
+    Raises `ValueError` for a folder of another training or pictures too small, and
+    `FloatingPointError` for a loss that is no number."""
     if min(recipe.sides) < SMALLEST_SIDE:
-        raise ValueError(f"sides = {recipe.sides}: at least {SMALLEST_SIDE} pixels, or a ResNet's last block sees one point.")
+        raise ValueError(f"sides = {recipe.sides}: at least {SMALLEST_SIDE} pixels, or a ResNet's last "
+                         "block sees one point.")
     folder, speed = Path(folder), fastest(device)
     recipe = recipe._replace(batch_size=min(recipe.batch_size, len(pictures.labels)))
-    settings = dict(**recipe._asdict(), architecture=architecture, seed=seed, data=pictures.digest, speed=speed._asdict())
+    settings = dict(**recipe._asdict(), architecture=architecture, seed=seed, data=pictures.digest,
+                    speed=speed._asdict())
     settings = json.loads(json.dumps(settings))  # as a file gives them back
     seed_everything(seed)
     model = set_speed(transfer_net(architecture, 'none', len(pictures.classes)).to(device), speed)
-    optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=True,
-                                weight_decay=recipe.weight_decay, fused=speed.fused)
+    optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
+                                nesterov=True, weight_decay=recipe.weight_decay, fused=speed.fused)
     chance, history = random.Random(seed), []
     if (folder/'last.safetensors').exists():
         saved = load_checkpoint(folder/'last.safetensors', model, optimiser, chance)
         differ = [name for name in settings if saved['settings'].get(name) != settings[name]]
-        if differ: raise ValueError(f"{folder} holds a training with other {', '.join(differ)}: use another folder.")
+        if differ:
+            raise ValueError(f"{folder} holds a training with other {', '.join(differ)}: "
+                             "use another folder.")
         history = saved['history']
         torch.set_num_threads(saved['threads'])
-    pictures, valid = (part._replace(pixels=part.pixels.to(device), labels=part.labels.to(device)) for part in (pictures, valid))
+    pictures, valid = (part._replace(pixels=part.pixels.to(device), labels=part.labels.to(device))
+                       for part in (pictures, valid))
     show = not os.environ.get('CI') if progress is None else progress
     for epoch in range(len(history), recipe.epochs):
         started, generator = perf_counter(), torch.Generator().manual_seed(chance.getrandbits(63))
         loss = _train_epoch(model, optimiser, pictures, recipe, epoch, generator, show)
-        history.append(dict(epoch=epoch + 1, side=image_side(epoch, recipe), loss=loss, top1=top1(model, valid),
-                            top1_grey=top1(model, valid, grey=True), seconds=round(perf_counter() - started, 1)))
+        history.append(dict(epoch=epoch + 1, side=image_side(epoch, recipe), loss=loss,
+                            top1=top1(model, valid), top1_grey=top1(model, valid, grey=True),
+                            seconds=round(perf_counter() - started, 1)))
         save_checkpoint(folder/'last.safetensors', model, optimiser.state_dict(), chance,
                         dict(settings=settings, history=history, threads=torch.get_num_threads()))
-        lines = ''.join(json.dumps(row) + '\n' for row in history)
-        write_atomically(folder/'log.jsonl', lambda file: Path(file).write_text(lines, encoding='utf-8'))
+        _write_text(folder/'log.jsonl', ''.join(json.dumps(row) + '\n' for row in history))
     seen = len(pictures.labels) // recipe.batch_size * recipe.batch_size * recipe.epochs
     return model, dict(
-        images_seen=seen, recipe=settings, seed=seed, data={'sha256': pictures.digest}, versions=environment(),
-        training_images=len(pictures.labels), minutes=round(sum(row['seconds'] for row in history) / 60, 1),
-        validation={'images': len(valid.labels), 'top1': history[-1]['top1'], 'top1_grey': history[-1]['top1_grey'],
-                    'guessing': 1 / len(valid.classes)})
+        images_seen=seen, recipe=settings, seed=seed, data={'sha256': pictures.digest},
+        versions=environment(), training_images=len(pictures.labels),
+        minutes=round(sum(row['seconds'] for row in history) / 60, 1),
+        validation={'images': len(valid.labels), 'guessing': 1 / len(valid.classes),
+                    'top1': history[-1]['top1'], 'top1_grey': history[-1]['top1_grey']})
 
-# %% ../nbs/10_pretraining.ipynb #46698b8b
-REQUIRED = ('made_by', 'trained_on', 'collections', 'licence', 'images_seen', 'recipe', 'seed', 'data', 'validation', 'versions')
+def _write_text(file, text):
+    write_atomically(file, lambda path: Path(path).write_text(text, encoding='utf-8'))
+
+# %% ../nbs/10_pretraining.ipynb #78b02094
+REQUIRED = ('made_by', 'trained_on', 'collections', 'licence', 'images_seen', 'recipe', 'seed',
+            'data', 'validation', 'versions')
 INPUT = 'RGB in [0, 1], grey repeated to three channels, ImageNet mean and standard deviation'
 
 def body_state(
@@ -291,23 +314,28 @@ def save_body(
 
     Raises `ValueError` for a provenance that lacks something, or weights beyond float16."""
     lacking = [key for key in REQUIRED if not provenance.get(key) and provenance.get(key) != 0]
-    if lacking: raise ValueError(f"The provenance lacks {', '.join(lacking)}: weights without it are of no use to anybody.")
+    if lacking:
+        raise ValueError(f"The provenance lacks {', '.join(lacking)}: weights without it are of no use.")
     file = Path(file)
     tensors = {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
                for name, tensor in body_state(model, architecture).items()}
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken: raise ValueError(f"{len(broken)} layer(s), such as {broken[0]}, hold numbers beyond float16: the training went wrong.")
-    facts = {'name': file.stem, 'architecture': architecture, 'dtype': 'float16', **provenance, 'input': INPUT, 'not_for': 'clinical use'}
-    header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    if broken:
+        raise ValueError(f"{len(broken)} layer(s), such as {broken[0]}, hold numbers beyond float16: "
+                         "the training went wrong.")
+    facts = {'name': file.stem, 'architecture': architecture, 'dtype': 'float16', **provenance,
+             'input': INPUT, 'not_for': 'clinical use'}
+    header = {key: value if isinstance(value, str) else json.dumps(value)
+              for key, value in facts.items()}
     write_atomically(file, lambda path: save_file(tensors, path, header))
     card = {**facts, 'sha256': hashlib.sha256(file.read_bytes()).hexdigest()}
-    write_atomically(file.with_suffix('.json'), lambda path: Path(path).write_text(json.dumps(card, indent=1), encoding='utf-8'))
+    _write_text(file.with_suffix('.json'), json.dumps(card, indent=1))
     return card
 
 def read_provenance(
     file:str|Path, # a .safetensors file
 ) -> dict: # what its header says; empty where it says nothing
-    "What a file of weights says about itself, without loading a tensor. Raises `WeightsError` for another kind of file."
+    "What a file says about itself, without loading a tensor. Raises `WeightsError` for another kind."
     try:
         with safe_open(file, framework='pt') as opened: metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
