@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .cnn import BlockNet
 
-# %% ../nbs/07b_speed.ipynb #8c80bdcc
+# %% ../nbs/07b_speed.ipynb #bb946e7e
 class Speed(NamedTuple):
     "How a training's sums are done: plain values, kept in its record"
-    bf16: bool = False # convolutions and products take bfloat16; weights and updates stay in 32 bits
+    bf16: bool = False # products take bfloat16; weights and updates stay in 32 bits
     channels_last: bool = False # the channels of a pixel lie side by side in memory
     fused: bool = False # the optimiser's step is one pass over the weights
     threads: int|None = None # of the processor; None: leave PyTorch's number
