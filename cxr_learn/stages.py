@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENTLE', 'RECIPES', 'weight_layers', 'unlock_last_layers', 'Stage', 'set_trainable', 'train_in_stages', 'plot_stages']
 
-# %% ../nbs/11b_stages.ipynb #6624247c
+# %% ../nbs/11b_stages.ipynb #c0ccd753
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,9 +21,9 @@ from torch import nn
 from .checkpoints import seed_everything
 from .cnn import BlockNet
 from .freezing import KeepFrozen, freeze_blocks
-from .optimisation import make_optimiser
+from .optimisation import make_optimiser, rate_share
 from .prefix import PrefixCache, cached_prefix
-from .training import BEST_BY, train
+from .training import best_epoch, train
 
 # %% ../nbs/11b_stages.ipynb #522c5d5b
 def weight_layers(
@@ -94,7 +94,7 @@ RECIPES = {
     'bolhassani': (Stage('all', epochs=20, lr=1e-3, schedule='step'),),
 }
 
-# %% ../nbs/11b_stages.ipynb #b61e74a7
+# %% ../nbs/11b_stages.ipynb #96206719
 def train_in_stages(
     learn:Learner, # from `make_learner`, made anew with the same seed when a training goes on
     folder:str|Path, # of this training; each stage has its own folder in it
@@ -109,16 +109,23 @@ def train_in_stages(
     """Train, continue or find finished, stage by stage; each begins with the best of the one before.
 
     The optimiser and weight decay of `learn` give way to those of the stages. Raises `ValueError`
-    where a stage asks for layers that the network does not have, before anything is trained."""
+    where a stage asks for layers that the network does not have, or for an unknown optimiser,
+    schedule or batch-norm mode, before anything is trained; and for another training's folder."""
     if not stages: raise ValueError("No stages: give at least one.")
     if not hasattr(learn, 'made_with'): raise ValueError("Give a learner from make_learner.")
-    for stage in stages: set_trainable(learn.model, stage.trainable)
     records, fused = [], learn.made_with['speed']['fused']
+    for stage in stages:  # a mistake in the last shows before the first is trained
+        set_trainable(learn.model, stage.trainable)
+        make_optimiser(stage.optimiser, fused=fused)
+        rate_share(stage.schedule, 0.)
+        KeepFrozen(stage.batch_norm)
     for number, stage in enumerate(stages, 1):
         set_trainable(learn.model, stage.trainable)
         learn.opt_func, learn.wd = make_optimiser(stage.optimiser, fused=fused), stage.weight_decay
-        learn.made_with.update(optimiser=stage.optimiser, weight_decay=stage.weight_decay)
         chance = random.Random(f'seed {seed}, stage {number}').getrandbits(32)
+        learn.made_with.update(optimiser=stage.optimiser, weight_decay=stage.weight_decay,
+                               chance=chance, batch_norm=stage.batch_norm,
+                               passes=passes if cache else None)
         seed_everything(chance)
         learn.dls.train.rng.seed(chance)
         with (learn.added_cbs(KeepFrozen(stage.batch_norm)),
@@ -129,9 +136,10 @@ def train_in_stages(
                 stage.schedule, stage.block_decay, stage.patience, best_by,
                 notes={**(notes or {}), 'seed': seed, 'stage': number, 'trainable': stage.trainable,
                        'batch_norm': stage.batch_norm}, progress=progress))
-    values = [record['history'][record['best_epoch'] - 1][best_by] for record in records]
+    best = [dict(record['history'][record['best_epoch'] - 1], epoch=number)
+            for number, record in enumerate(records, 1)]
     return dict(stages=[stage._asdict() for stage in stages], records=records,
-                best_stage=values.index(BEST_BY[best_by](values)) + 1)
+                best_stage=best_epoch(best, best_by))
 
 # %% ../nbs/11b_stages.ipynb #c7c01de0
 def plot_stages(

@@ -1,4 +1,6 @@
 """Stages: a kill in the second ends like no kill, only unlocked layers move, frozen batch-norm stays, in blocks frozen in part too"""
+from contextlib import nullcontext
+
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -84,6 +86,31 @@ def test_the_seed_counts_and_another_recipe_is_refused(data, tmp_path):
     assert histories[0][0]['train_loss'] != histories[1][0]['train_loss']
     with pytest.raises(ValueError, match='another training'):
         train_in_stages(new_learner(data), tmp_path/'0', [STAGES[0]._replace(lr=.5)], progress=False)
+
+@pytest.mark.parametrize('changed', [dict(seed=1), dict(cache=PrefixCache()), dict(stages=[STAGES[0]._replace(batch_norm='train')])])
+def test_what_changes_the_training_is_refused_where_another_is_finished(changed, data, tmp_path):
+    given = dict(stages=STAGES[:1], progress=False)
+    first = train_in_stages(new_learner(data), tmp_path, **given)
+    assert train_in_stages(new_learner(data), tmp_path, **given)['records'] == first['records']
+    with pytest.raises(ValueError, match='another training'): train_in_stages(new_learner(data), tmp_path, **{**given, **changed})
+
+def test_other_passes_are_another_training(data, tmp_path):
+    for passes in (1, 2, 2):
+        refused = pytest.raises(ValueError, match='another training') if passes == 2 else nullcontext()
+        with refused: train_in_stages(new_learner(data), tmp_path, STAGES[:1], cache=PrefixCache(), passes=passes, progress=False)
+
+@pytest.mark.parametrize('changed', [dict(optimiser='adamm'), dict(schedule='one-cycle'), dict(batch_norm='evil')])
+def test_a_mistake_in_the_last_stage_is_refused_before_the_first_is_trained(changed, data, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(changed.values()))):
+        train_in_stages(new_learner(data), tmp_path/'x', [STAGES[0], STAGES[1]._replace(**changed)], progress=False)
+    assert not (tmp_path/'x').exists()
+
+@pytest.mark.parametrize('areas, best', [((None, .7, .9), 3), ((.8, None, .6), 1), ((.5, .5, None), 1)])
+def test_a_stage_without_a_value_is_not_the_best(areas, best, data, tmp_path, monkeypatch):
+    answers = iter(areas)
+    def trained(*given, **options): return dict(best_epoch=1, history=[dict(epoch=1, valid_macro_auc=next(answers))])
+    monkeypatch.setattr('cxr_learn.stages.train', trained)
+    assert train_in_stages(new_learner(data), tmp_path, [STAGES[0]] * 3, best_by='valid_macro_auc')['best_stage'] == best
 
 def test_a_cached_stage_is_the_same_training(data, tmp_path):
     plain, cached = new_learner(data, augment=False), new_learner(data, augment=False)
