@@ -10,7 +10,7 @@ __all__ = ['SETTINGS', 'PHANTOM', 'IMAGE_SIZE', 'TINY_SETTINGS', 'TINY_PHANTOM',
 import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script`', category=FutureWarning)  # fastai's, not the reader's
 
-# %% ../nbs/20_command_line.ipynb #f2365f4c
+# %% ../nbs/20_command_line.ipynb #8a4a66bb
 import argparse
 import errno
 import json
@@ -24,7 +24,7 @@ from .audit import audit, read_collection, report_audit
 from .cohorts import (CohortError, check_test_labels, patient_noun, require_one_label, sample_patients, split_by_patient,
                                summarise_cohort, write_atomically)
 from .evaluation import SEEDS_FOR_A_CLAIM, compare_with_first, run_study, score_table, seed_table, write_report
-from .sweep import FROM_SCRATCH, freezing_plan, sweep_plan
+from .sweep import FROM_SCRATCH, check_runs, freezing_plan, sweep_plan
 from .cards import CARDS
 from .cleaning import clean
 from .fetching import fetch
@@ -41,7 +41,7 @@ TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
 TINY_PHANTOM = dict(patients=280, images_per_patient=(1, 1))
 TINY_IMAGE_SIZE = 48
 
-# %% ../nbs/20_command_line.ipynb #4926065b
+# %% ../nbs/20_command_line.ipynb #759a28f7
 def demo(
     data:str='phantom', # one of `LOADERS`
     path:str|Path|None=None, # folder of the data; the phantom is made, others are looked for in `CXR_DATA`
@@ -79,6 +79,7 @@ def _check_numbers(epochs, seed, seeds, limit):
 def _study(runs, settings, data, path, out, seed, limit, size, phantom, task, new_split, leaky, skip_unreadable, progress, say):
     "Cohort, split, store, all runs, the test set once, and the pages"
     started, out = perf_counter(), Path(out)
+    check_runs(runs, classes=2)  # before hours of decoding
     if size < 32: raise CohortError(f"image_size = {size}: five poolings need at least 32 pixels.")
     if data == 'phantom' and path is None:
         out.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ def _models(records):
     kinds = ['random' if name == 'none' else Path(name).stem for name in sorted(weights)]
     return f"A custom CNN and {bodies} with {' and '.join(kinds)} weights"
 
-# %% ../nbs/20_command_line.ipynb #a909def1
+# %% ../nbs/20_command_line.ipynb #ab13b75f
 SWEEP_SETTINGS = dict(epochs=5, lr=5e-4, head_lr=2e-3, schedule='one_cycle', batch_size=32, augment=False, cached_passes=1,
                       min_steps=150)
 SWEEP_IMAGE_SIZE = 96  # pixels
@@ -158,9 +159,9 @@ def freezing_sweep(
     frozen_blocks:Sequence[int]=range(5), # the values of k
     training_images:Sequence[int|None]=(None,), # how many training images; None: all
     seed:int=0, # the first one
-    seeds:int=SEEDS_FOR_A_CLAIM, # number of trainings of each model
-    epochs:int=SWEEP_SETTINGS['epochs'], # of each training; more where these would be fewer than 150 steps
-    image_size:int=SWEEP_IMAGE_SIZE, # side of the images, in pixels
+    seeds:int|None=None, # number of trainings of each model; None: what a claim needs
+    epochs:int|None=None, # of each training; more where these would be fewer than 150 steps
+    image_size:int|None=None, # side of the images, in pixels
     patience:int|None=None, # stop after so many epochs that were no better
     limit:int|None=None, # use about so many images
     tiny:bool=False, # the phantom in under a minute
@@ -170,16 +171,17 @@ def freezing_sweep(
 ) -> Path: # the report
     """Compare networks under freezing, by weights and number of images, and write `ledger.csv` beside
     what `demo` writes. An interrupted sweep goes on."""
-    settings = {**SWEEP_SETTINGS, 'epochs': epochs, 'patience': patience}
-    if tiny: settings, image_size, seeds = {**settings, 'epochs': 1, 'min_steps': 0}, TINY_IMAGE_SIZE, 1
+    usual = (1, 1, TINY_IMAGE_SIZE) if tiny else (SEEDS_FOR_A_CLAIM, SWEEP_SETTINGS['epochs'], SWEEP_IMAGE_SIZE)
+    seeds, epochs, image_size = (default if asked is None else asked for asked, default in zip((seeds, epochs, image_size), usual))
     _check_numbers(epochs, seed, seeds, limit)
+    settings = {**SWEEP_SETTINGS, 'epochs': epochs, 'patience': patience, **({'min_steps': 0} if tiny else {})}
     for images in training_images:
         if images is not None and images < 2: raise CohortError(f"training_images = {images}: at least 2, or all.")
     runs = sweep_plan(networks, weights, frozen_blocks, training_images, range(seed, seed + seeds))
     return _study(runs, settings, data, path, out, seed, limit, image_size, TINY_PHANTOM if tiny else PHANTOM, task,
                   False, False, False, progress, say)
 
-# %% ../nbs/20_command_line.ipynb #6613dd02
+# %% ../nbs/20_command_line.ipynb #c71c1c75
 def _parser():
     parser = argparse.ArgumentParser(
         prog='cxr_learn', description='Transfer learning for chest radiographs. Not for clinical use.')
@@ -232,7 +234,10 @@ def _add_sweep(run):
     size.add_argument('--tiny', action='store_true', help='the phantom in under a minute')
     size.add_argument('--full', action='store_true', help="lykos's scale: three ResNets, 224 pixels, up to 100 epochs; wants a GPU")
 
-def _images(word): return None if word == 'all' else int(word)
+def _images(word):
+    if word == 'all': return None
+    if not word.isdigit(): raise argparse.ArgumentTypeError(f'{word} is no number of images: give numbers, or all')
+    return int(word)
 
 def _add_fetch(get):
     get.add_argument('name', help=f"one of {', '.join(CARDS)}")

@@ -7,7 +7,7 @@ __all__ = ['RECORD_COLUMNS', 'SEEDS_FOR_A_CLAIM', 'OVERALL', 'WARNING', 'LEAKY_W
            'test_set_digest', 'earlier_plans', 'register_plan', 'compare_models', 'run_study', 'compare_with_first',
            'figure_html', 'table_html', 'with_interval', 'score_table', 'seed_table', 'write_report']
 
-# %% ../nbs/12_evaluation.ipynb #edd0536a
+# %% ../nbs/12_evaluation.ipynb #97c77613
 import base64
 import hashlib
 import html
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from .store import Store
 from .cohorts import (is_leaky, patient_noun, plot_cohort, require_one_label, summarise_cohort,
                                write_atomically)
-from .sweep import FROM_SCRATCH, Run, build_network, plot_atlas, plot_freezing, run_part, sweep, train_run
+from .sweep import FROM_SCRATCH, Run, check_runs, plot_atlas, plot_freezing, run_part, sweep, train_run
 from .measures import (FEW_PATIENTS, all_measures, choose_thresholds, classes_of, evaluate,
                                 plot_confusion, plot_roc, resample_patients)
 from .training import plot_history, predict
@@ -144,7 +144,7 @@ def _mean_measures(tables, weights, measures):
     drawn = [all_measures(table, weights) for table in tables]
     return {measure: np.mean([of_seed[measure, 'all'] for of_seed in drawn], axis=0) for measure in measures}
 
-# %% ../nbs/12_evaluation.ipynb #e98f8032
+# %% ../nbs/12_evaluation.ipynb #8c1378d3
 def run_study(
     cohort:pd.DataFrame, # a cohort with `split` filled
     store:Store, # its decoded images
@@ -167,9 +167,10 @@ def run_study(
 
 def _run_study(cohort, store, runs, folder, settings, progress, on_run):
     require_one_label(cohort, 'A study')
-    for run in runs:  # a mistake shows now, not after an hour
-        build_network(run, cohort['label'].nunique())
-        if run.network in ARCHITECTURES: refuse_contaminated(cohort, run.network, run.weights)
+    check_runs(runs, cohort['label'].nunique())  # a mistake shows now, not after an hour
+    for network, weights in {(run.network, run.weights) for run in runs if run.network in ARCHITECTURES}:
+        refuse_contaminated(cohort, network, weights)
+    for run in runs: run_part(run, cohort, store)
     plan = make_plan(runs, data_digest(cohort, store), settings=settings)
     plan = register_plan(plan, folder, test_set_digest(cohort))
     torch.set_num_threads(plan['threads'])  # sums depend on it: a study goes on as it began
@@ -181,13 +182,14 @@ def _run_study(cohort, store, runs, folder, settings, progress, on_run):
         valid, test = predict(learn, seen, 'valid'), predict(learn, seen, 'test')
         scores = evaluate(test, choose_thresholds(valid))
         tables += [table.assign(model=record['model'], seed=record['seed']) for table in (valid, test)]
-        rows.append(scores.assign(split='test', **{key: record[key] for key in RECORD_COLUMNS}))
+        known = {**record, 'device': record['environment']['device']}
+        rows.append(scores.assign(split='test', **{key: known[key] for key in RECORD_COLUMNS}))
     return dict(plan=plan, earlier_plans=earlier_plans(folder), records=records,
                 predictions=pd.concat(tables, ignore_index=True),
                 results=pd.concat(rows, ignore_index=True))
 
 RECORD_COLUMNS = ('model', 'network', 'weights', 'frozen_blocks', 'seed', 'training_images', 'epochs', 'best_epoch',
-                  'seconds_per_epoch', 'cpu_seconds_per_epoch', 'trainable_parameters')
+                  'seconds_per_epoch', 'cpu_seconds_per_epoch', 'trainable_parameters', 'device')
 
 # %% ../nbs/12_evaluation.ipynb #bc991640
 SEEDS_FOR_A_CLAIM = 3
@@ -311,7 +313,7 @@ WARNING = ('Not for clinical use. A page of a course: it shows how models are co
 LEAKY_WARNING = ('The images were split without regard to patients (leaky): the test set shows patients of the '
                  'training set, and every score below is too good.')
 
-# %% ../nbs/12_evaluation.ipynb #e342ebe2
+# %% ../nbs/12_evaluation.ipynb #32060f73
 def _data_section(cohort, remarks, examples, unreadable):
     summary = summarise_cohort(cohort)
     parts = [f'<p>{html.escape(remarks)}</p>' if remarks else '']
@@ -357,8 +359,8 @@ def _freezing_section(study):
     if scores['frozen_blocks'].nunique() > 1:
         parts.append(figure_html(plot_freezing(scores), (
             'Against the number of frozen blocks k: macro_sensitivity on the test set, a point per seed with its '
-            '95% interval over patients; epochs to the kept epoch, time per epoch, trainable parameters. '
-            'Dashed: the network from scratch.')))
+            '95% interval over patients; epochs to the kept epoch, time per epoch (without the one pass that fills a '
+            'cached prefix), trainable parameters. Dashed: the network from scratch.')))
     bodies = results[results['network'].isin(ARCHITECTURES)]
     for (network, weights), rows in bodies.groupby(['network', 'weights']):
         if rows['training_images'].nunique(dropna=False) > 1:
