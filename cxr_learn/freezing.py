@@ -57,6 +57,7 @@ class KeepFrozen(Callback):
         if batch_norm not in BATCH_NORM_MODES:
             raise ValueError(f"batch_norm = {batch_norm!r}: use {' or '.join(BATCH_NORM_MODES)}.")
         self.batch_norm = batch_norm
+        self.made_with = dict(batch_norm=batch_norm)  # for the record of a training
     def before_train(self):
         for block in self.model.blocks:
             if not _is_trained(block): block.eval()
