@@ -44,7 +44,7 @@ def frozen_blocks_of(
 
 def _is_trained(module): return any(parameter.requires_grad for parameter in module.parameters())
 
-# %% ../nbs/11_freezing.ipynb #d32bb173
+# %% ../nbs/11_freezing.ipynb #ec4d82ed
 BATCH_NORM_MODES = ('eval', 'train')
 
 class KeepFrozen(Callback):
