@@ -79,9 +79,9 @@ def _kind(dtype): return np.dtype({2: np.int16, 4: np.float32}[dtype.itemsize]) 
 
 def _empty(shape, dtype): return torch.from_numpy(np.empty(shape, _kind(dtype))).view(dtype)
 
-# %% ../nbs/11a_prefix.ipynb #a2aff95a
+# %% ../nbs/11a_prefix.ipynb #cca0d28f
 class OnDisk:
-    "Activations in files of a folder, at most `limit` bytes; a file counts when its digest is right"
+    "Activations in files, at most `limit` bytes; a file counts when its digest is right"
     name = 'disk'
     def __init__(self, folder, limit): self.folder, self.limit, self.kept = Path(folder), limit, {}
     def find(self, key):
@@ -97,12 +97,14 @@ class OnDisk:
             if self.find(key) is None:
                 self._make_room(_bytes(shape, dtype), in_use)
                 self._write(key, shape, dtype, make)
-        if self.find(key) is None: raise OSError(f'{self._file(key)} does not hold what was written')
+        if self.find(key) is None:
+            raise OSError(f'{self._file(key)} does not hold what was written')
         return self.kept[key]
 
     def _file(self, key): return self.folder/f'prefix-{key}.npy'
     def _write(self, key, shape, dtype, make):
-        digest, header = hashlib.sha256(), dict(descr=_kind(dtype).str, fortran_order=False, shape=shape)
+        digest = hashlib.sha256()
+        header = dict(descr=_kind(dtype).str, fortran_order=False, shape=shape)
         def write(file):
             with open(file, 'wb') as array:
                 np.lib.format.write_array_header_1_0(array, header)
@@ -136,16 +138,17 @@ class OnDisk:
         if used + size > self.limit or free < size:
             raise NoRoom(f'limit {_mb(self.limit)}, {_mb(used)} in use, {_mb(free)} free')
 
-# %% ../nbs/11a_prefix.ipynb #ed0028b6
+# %% ../nbs/11a_prefix.ipynb #d5ef0d9e
 class PrefixCache:
-    "Activations found again by their key, in memory or on disk; share one among the runs of a sweep"
+    "Activations found again by their key, in memory or on disk; runs of a sweep share one"
     def __init__(
         self,
         folder:str|Path|None=None, # for what memory has no room for; None: memory alone
         memory_limit:int=MEMORY_LIMIT, # bytes
         disk_limit:int=DISK_LIMIT, # bytes, in `folder`
     ):
-        self.places = [InMemory(memory_limit), *([] if folder is None else [OnDisk(folder, disk_limit)])]
+        self.places = [InMemory(memory_limit)]
+        if folder is not None: self.places.append(OnDisk(folder, disk_limit))
         self.in_use = set()  # keys that must not make room for others
 
     def find(self, key:str) -> Tensor|None: # `(n, ..., channels)`
@@ -154,14 +157,15 @@ class PrefixCache:
             if found is not None: return found
 
     def keep(self, key:str, shape:tuple, dtype:torch.dtype, make:Callable) -> Tensor:
-        "Keep what `make()` yields in batches. Raises `NoRoom` where no place has room, or all fail."
+        "Keep what `make()` yields in batches. Raises `NoRoom` where no place has room."
         reasons = []
         for place in self.places:
             try: return place.keep(key, shape, dtype, make, self.in_use)
             except Exception as error:
                 if not _wants_room(error): raise
                 reasons.append(f'{place.name}: {error}')
-        raise NoRoom(f"{_mb(_bytes(shape, dtype))} of activations have no room ({'; '.join(reasons)}).")
+        size = _mb(_bytes(shape, dtype))
+        raise NoRoom(f"{size} of activations have no room ({'; '.join(reasons)}).")
 
     def check_room(self, size:int) -> None:
         "Raise `NoRoom` for more bytes than the limits allow, before anything is computed"
@@ -192,7 +196,7 @@ def prefix_names(
 
 def _digest(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/11a_prefix.ipynb #a8c64a50
+# %% ../nbs/11a_prefix.ipynb #704ae9d8
 PASS_BATCH = 64  # images at once; a larger batch leaves the processor's caches and is no faster
 
 class ImagePass(NamedTuple):
@@ -205,7 +209,8 @@ class ImagePass(NamedTuple):
     @property
     def name(self) -> str: # 16 hexadecimal digits
         "What tells this pass from others: the very pixels, and how they are varied"
-        digest, chance = hashlib.sha256(), [self.policy, self.seed] if self.policy != Policy() else []
+        digest = hashlib.sha256()
+        chance = [] if self.policy == Policy() else [self.policy, self.seed]
         for rows in self._batches(): digest.update(self.pixels[rows].numpy())
         return _digest(json.dumps([self.pixels.shape[1:], digest.hexdigest(), chance]))
 
@@ -220,7 +225,7 @@ class ImagePass(NamedTuple):
         rows = self.rows[:count]
         for start in range(0, len(rows), PASS_BATCH): yield rows[start:start + PASS_BATCH]
 
-# %% ../nbs/11a_prefix.ipynb #08feed69
+# %% ../nbs/11a_prefix.ipynb #3a0d23f0
 @torch.no_grad()
 def frozen_maps(
     part:BlockNet, # from `frozen_part`
@@ -229,11 +234,12 @@ def frozen_maps(
 ) -> Iterator[Tensor]: # `(n, h, w, channels)`: the channels of a place lie side by side
     "What the frozen blocks make of each batch."
     device = next(part.parameters()).device
-    for batch in batches: yield part(batch.to(device), first_block).movedim(1, -1).cpu().contiguous()
+    for batch in batches:
+        yield part(batch.to(device), first_block).movedim(1, -1).cpu().contiguous()
 
 def _as_maps(kept): return kept.movedim(-1, 1)
 
-# %% ../nbs/11a_prefix.ipynb #e701124e
+# %% ../nbs/11a_prefix.ipynb #8ce2caf2
 def obtain_activations(
     model:BlockNet, # its first k blocks are frozen
     k:int, # at least 1
@@ -243,8 +249,8 @@ def obtain_activations(
     """What the frozen blocks make of images: found, or made on top of the longest prefix found.
 
     Kept in bfloat16 where the network computes in it, which loses nothing. Raises `NoRoom`."""
-    names, part, device = prefix_names(model, k), frozen_part(model, k), next(model.parameters()).device
-    sample, kept, computed = next(frozen_maps(part, passes[0].images(1))), [], 0
+    names, part, kept, computed = prefix_names(model, k), frozen_part(model, k), [], 0
+    device, sample = next(model.parameters()).device, next(frozen_maps(part, passes[0].images(1)))
     lossless = model.bf16 and sample.bfloat16().equal(sample)
     dtype, shape = torch.bfloat16 if lossless else torch.float32, sample.shape[1:]
     cache.check_room(sum(len(one.rows) for one in passes) * shape.numel() * dtype.itemsize)
@@ -256,14 +262,16 @@ def obtain_activations(
             shorter = {blocks: cache.find(keys[blocks]) for blocks in range(1, k)}
             first = max((blocks for blocks in shorter if shorter[blocks] is not None), default=0)
             def make():
-                start = map(_as_maps, shorter[first].split(PASS_BATCH)) if first else one.images(None, device)
-                for maps in frozen_maps(part, start, first): yield maps.to(dtype)
+                if first:  # a copy, lest a block that begins in place write into the cache
+                    batches = (_as_maps(rows.clone()) for rows in shorter[first].split(PASS_BATCH))
+                else: batches = one.images(device=device)
+                for maps in frozen_maps(part, batches, first): yield maps.to(dtype)
             found = cache.keep(keys[k], (len(one.rows), *shape), dtype, make)
             computed += len(one.rows)
         kept.append(found)
     return kept, computed
 
-# %% ../nbs/11a_prefix.ipynb #380aa030
+# %% ../nbs/11a_prefix.ipynb #fac74d5f
 class RowActivations(Transform):
     "Row numbers of a cohort -> what the frozen blocks make of their images, in one of the passes"
     def __init__(self, rows, passes, cohort_size):
@@ -271,16 +279,17 @@ class RowActivations(Transform):
         self.places[rows] = np.arange(len(rows))
     def encodes(self, rows):
         places = self.places[rows]
-        if places.min() < 0: raise ValueError("These images have no activations: predict after the training.")
+        if places.min() < 0:
+            raise ValueError("These images have no activations: predict after the training.")
         return _as_maps(self.passes[self.current][torch.from_numpy(places)])
 
-# %% ../nbs/11a_prefix.ipynb #df1c2534
+# %% ../nbs/11a_prefix.ipynb #4ab9a2d0
 class OnActivations(Callback):
     "While a training runs, hand the network activations of its frozen blocks instead of images"
     def __init__(self, cache, passes=1, seed=0):
         self.cache, self.passes, self.seed, self.swapped = cache, passes, seed, []
-        self.facts = dict(place='not cached', why='no training took place', frozen_blocks=0, passes=0,
-                          bytes=0, computed=0, seconds=0.)
+        self.facts = dict(place='not cached', why='no training took place', frozen_blocks=0,
+                          passes=0, bytes=0, computed=0, seconds=0.)
     def before_fit(self):
         if hasattr(self.learn, 'gather_preds'): return  # fastai predicts as if it fitted
         started, self.k = perf_counter(), frozen_blocks_of(self.model)
@@ -294,12 +303,14 @@ class OnActivations(Callback):
         except NoRoom as error:
             warn(f'The prefix is not cached, the training is the plain one: {error}', stacklevel=2)
             return str(error)
+        self.facts['computed'] += computed
         self.facts.update(place=self.cache.place_of(kept), passes=len(train),
-                          bytes=sum(maps.nbytes for maps in kept), computed=self.facts['computed'] + computed)
-        for loader, rows, maps in ((self.dls.train, train[0].rows, kept[:-1]), (self.dls.valid, valid.rows, kept[-1:])):
+                          bytes=sum(maps.nbytes for maps in kept))
+        cached = (self.dls.train, train[0], kept[:-1]), (self.dls.valid, valid, kept[-1:])
+        for loader, images, maps in cached:
             source = loader.dataset.tls[0]
-            self.swapped.append((source, source.tfms))
-            source.tfms = Pipeline([RowActivations(rows, maps, len(valid.pixels))])
+            self.swapped.append((loader, source, source.tfms))
+            source.tfms = Pipeline([RowActivations(images.rows, maps, len(images.pixels))])
         return ''
     def before_train(self):
         if not self.swapped: return
@@ -307,15 +318,16 @@ class OnActivations(Callback):
         step = self.dls.train.dataset.tls[0].tfms.fs[0]
         step.current = (done + self.epoch) % len(step.passes)
     def before_batch(self):
-        if self.swapped: self.learn.xb = (*self.xb, self.k)
+        if any(self.dl is loader for loader, *_ in self.swapped):  # another one brings images
+            self.learn.xb = (*self.xb, self.k)
     def after_fit(self):
         "Images again"
         while self.swapped:
-            source, step = self.swapped.pop()
+            _, source, step = self.swapped.pop()
             source.tfms = step
         self.cache.in_use.clear()
 
-# %% ../nbs/11a_prefix.ipynb #8e90f829
+# %% ../nbs/11a_prefix.ipynb #c11fe0a1
 def image_passes(
     learn:Learner, # with loaders from `make_dls`
     passes:int, # over augmented training images; 1 where they are not augmented
@@ -328,13 +340,16 @@ def image_passes(
                          "mode: give the learner KeepFrozen() and no KeepFrozen('train'), or train "
                          "without cached_prefix.")
     loaders = learn.dls.train, learn.dls.valid
-    try: sources = [next(step for step in loader.dataset.tls[0].tfms.fs if isinstance(step, RowPixels))
-                    for loader in loaders]
+    try:
+        pipelines = [loader.dataset.tls[0].tfms for loader in loaders]
+        sources = [next(step for step in pipeline.fs if isinstance(step, RowPixels))
+                   for pipeline in pipelines]
     except (AttributeError, StopIteration):
         raise ValueError("cached_prefix reads images from the loaders of make_dls alone.") from None
     steps = learn.dls.train.after_batch.fs
-    unknown = [type(step).__name__ for step in steps if not isinstance(step, (IntToFloatTensor, Augment))]
-    if unknown: raise ValueError(f"Batch step(s) {', '.join(unknown)} would be left out: remove them.")
+    known = IntToFloatTensor, Augment
+    unknown = ', '.join(type(step).__name__ for step in steps if not isinstance(step, known))
+    if unknown: raise ValueError(f"Batch step(s) {unknown} would be left out: remove them.")
     train, valid = (ImagePass(source.pixels, np.asarray(loader.dataset.items))
                     for source, loader in zip(sources, loaders))
     policies = [step.policy for step in steps if isinstance(step, Augment)]

@@ -8,12 +8,14 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fasttransform import Transform
+from torch import nn
 
 import cxr_learn.prefix as prefix
 from cxr_learn.augmentation import POLICIES, augment
 from cxr_learn.batches import make_dls
+from cxr_learn.batches import test_loader as loader_of
 from cxr_learn.checkpoints import seed_everything
-from cxr_learn.cnn import custom_cnn
+from cxr_learn.cnn import BlockNet, custom_cnn, make_head
 from cxr_learn.cohorts import load_phantom, split_by_patient
 from cxr_learn.freezing import KeepFrozen, freeze_blocks
 from cxr_learn.phantom import DEMO_FINDINGS, save_phantoms
@@ -282,3 +284,22 @@ def test_nothing_frozen_is_nothing_to_cache(data, tmp_path):
     assert one[2]['why'] == 'no block is frozen' and one[2]['place'] == 'not cached'
     json.dumps(one[2])
     assert equal(one, trained(data, tmp_path/'two', k=0, epochs=1, network=custom_cnn, cached=False))
+
+@pytest.mark.parametrize('speed', [PLAIN, Speed(bf16=True, channels_last=True)])
+def test_a_block_that_begins_in_place_leaves_the_shorter_prefix_alone(data, tmp_path, speed):
+    def in_place(classes):
+        blocks = [nn.Conv2d(3, 8, 3, padding=1), *(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(3))]
+        return BlockNet(blocks, make_head(8, classes, standardise=True))
+    cache = PrefixCache()
+    trained(data, tmp_path/'one', k=1, network=in_place, cache=cache, speed=speed)
+    first = {key: kept.clone() for key, kept in cache.places[0].kept.items()}
+    assert len(first) == 2
+    trained(data, tmp_path/'two', k=2, network=in_place, cache=cache, speed=speed)
+    assert len(cache.places[0].kept) == 4 and all(cache.find(key).equal(kept) for key, kept in first.items())
+
+def test_another_loader_brings_images_inside_too(data, tmp_path):
+    learn = learner(data)
+    with cached_prefix(learn):
+        train(learn, tmp_path, epochs=1, progress=False)
+        with learn.no_bar(): loss, _ = learn.validate(dl=loader_of(learn.dls, data[0], 'test'))
+    assert np.isfinite(loss)
