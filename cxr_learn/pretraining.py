@@ -229,7 +229,7 @@ def top1(
     parts = (part.split(at_once) for part in (pictures.pixels, pictures.labels))
     with torch.no_grad(): return sum(map(right, *parts)) / len(pictures.labels)
 
-# %% ../nbs/10_pretraining.ipynb #21e226ac
+# %% ../nbs/10_pretraining.ipynb #09a87f6f
 def pretrain(
     pictures:Pictures, # to train on
     valid:Pictures, # of the same classes
@@ -253,7 +253,8 @@ def pretrain(
                     speed=speed._asdict())
     settings = json.loads(json.dumps(settings))  # as a file gives them back
     seed_everything(seed)
-    model = set_speed(transfer_net(architecture, 'none', len(pictures.classes)).to(device), speed)
+    model = transfer_net(architecture, 'none', len(pictures.classes), standardise=False)  # as its makers'
+    model = set_speed(model.to(device), speed)
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
                                 nesterov=True, weight_decay=recipe.weight_decay, fused=speed.fused)
     chance, history = random.Random(seed), []
@@ -288,7 +289,7 @@ def pretrain(
 def _write_text(file, text):
     write_atomically(file, lambda path: Path(path).write_text(text, encoding='utf-8'))
 
-# %% ../nbs/10_pretraining.ipynb #78b02094
+# %% ../nbs/10_pretraining.ipynb #99153a3a
 REQUIRED = ('made_by', 'trained_on', 'collections', 'licence', 'images_seen', 'recipe', 'seed',
             'data', 'validation', 'versions')
 INPUT = 'RGB in [0, 1], grey repeated to three channels, ImageNet mean and standard deviation'
@@ -340,7 +341,7 @@ def read_provenance(
         with safe_open(file, framework='pt') as opened: metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{file} cannot be read as safetensors weights ({error}).") from None
-    return {key: _plain(text) for key, text in metadata.items()}
+    return {key: _plain(text) for key, text in sorted(metadata.items())}
 
 def _plain(text):
     "A header holds nothing but text: numbers and tables are JSON there"

@@ -23,7 +23,7 @@ from .store import Store
 from .training import make_learner, train
 from .transfer import transfer_net, weights_digest
 
-# %% ../nbs/10a_worth.ipynb #d519eba3
+# %% ../nbs/10a_worth.ipynb #1fc74792
 def pretrain_in_domain(
     cohort:pd.DataFrame, # multi-label, with `split` filled; its test part is not looked at
     store:Store, # its decoded images
@@ -48,7 +48,7 @@ def pretrain_in_domain(
     model = transfer_net(architecture, weights, dls.c)
     counts = training_counts(dls).clip(lower=1)
     log_odds = np.log(counts['present'] / counts['absent']).to_numpy()
-    with torch.no_grad(): model.head[-1].bias.copy_(torch.from_numpy(log_odds))
+    with torch.no_grad(): model.head[-1].bias.copy_(torch.tensor(log_odds))
     learn = make_learner(dls, model)
     record = train(learn, folder, epochs=epochs, lr=lr, head_lr=head_lr, progress=progress,
                    notes=dict(seed=seed, weights=weights))
