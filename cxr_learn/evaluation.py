@@ -27,8 +27,10 @@ from .store import Store
 from .cohorts import (is_leaky, patient_noun, plot_cohort, require_one_label, summarise_cohort,
                                write_atomically)
 from .sweep import FROM_SCRATCH, Run, check_runs, plot_atlas, plot_freezing, run_part, sweep, train_run
-from .measures import (FEW_PATIENTS, all_measures, choose_thresholds, classes_of, evaluate,
-                                plot_confusion, plot_roc, resample_patients)
+from .curves import plot_roc
+from .intervals import all_measures, evaluate, resample_patients
+from .measures import FEW_PATIENTS, classes_of, plot_confusion
+from .thresholds import choose_thresholds
 from .training import plot_history, predict
 from .networks import ARCHITECTURES
 from .transfer import refuse_contaminated, shipped_card, weights_digest
@@ -375,7 +377,7 @@ def _model_section(study, model):
     test = of_run(study['predictions']).query("split == 'test'")
     figures = [figure_html(plot_history(record).figure, f'Loss by epoch, seed {record["seed"]}.'),
                figure_html(plot_confusion(test).figure, 'Confusion matrix on the test set.'),
-               figure_html(plot_roc(test).figure, 'ROC curves on the test set, AUC with 95% interval by patient.')]
+               figure_html(plot_roc(test, scores=of_run(study['results'])).figure, 'ROC curves on the test set, AUC with 95% interval by patient.')]
     detail = of_run(study['results']).query("label != 'all'")
     detail = detail.assign(score=[with_interval(*row) for row in detail[['value', 'low', 'high']].to_numpy()])
     table = detail.pivot_table(index='label', columns='measure', values='score', aggfunc='first', sort=False)

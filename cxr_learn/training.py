@@ -38,7 +38,8 @@ from .checkpoints import (CheckpointError, checkpoint_facts, environment, load_c
 from .cnn import BlockNet, count_parameters
 from .cohorts import FINDING_PREFIX, findings_of, write_atomically
 from .losses import Loss, make_loss
-from .measures import PREFIX, auc
+from .curves import auc
+from .measures import PREFIX
 from .optimisation import LearningRate, blocks_and_head, make_optimiser
 from .speed import Speed, fastest, set_speed
 

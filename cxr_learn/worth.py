@@ -18,7 +18,9 @@ from .batches import make_dls
 from .checkpoints import environment, seed_everything
 from .cohorts import FINDING_PREFIX, NO_FINDING, CohortError, findings_of
 from .losses import training_counts
-from .measures import FEW_PATIENTS, PREFIX, auc, resample_patients
+from .curves import auc
+from .intervals import resample_patients
+from .measures import FEW_PATIENTS, PREFIX
 from .store import Store
 from .training import make_learner, train
 from .transfer import transfer_net, weights_digest

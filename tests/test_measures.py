@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 import sklearn.metrics as sk
 
-from cxr_learn.measures import (auc, class_measures, confusion_matrix, evaluate, resample_patients,
-                                roc_curve, youden_threshold)
+from cxr_learn.curves import auc, roc_curve
+from cxr_learn.intervals import evaluate, resample_patients
+from cxr_learn.measures import class_measures, confusion_matrix
+from cxr_learn.thresholds import youden_threshold
 
 @pytest.fixture
 def rng(): return np.random.default_rng(0)

@@ -26,7 +26,8 @@ from cxr_learn.batches import make_dls  # noqa: E402
 from cxr_learn.checkpoints import seed_everything  # noqa: E402
 from cxr_learn.cnn import custom_cnn  # noqa: E402
 from cxr_learn.cohorts import load_phantom, sample_patients, split_by_patient  # noqa: E402
-from cxr_learn.measures import PREFIX, auc  # noqa: E402
+from cxr_learn.curves import auc  # noqa: E402
+from cxr_learn.measures import PREFIX  # noqa: E402
 from cxr_learn.phantom import save_phantoms  # noqa: E402
 from cxr_learn.public_sets import find_collection, load_cohort  # noqa: E402
 from cxr_learn.speed import PLAIN, fastest  # noqa: E402

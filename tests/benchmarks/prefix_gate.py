@@ -22,7 +22,7 @@ from cxr_learn.batches import make_dls  # noqa: E402
 from cxr_learn.checkpoints import seed_everything  # noqa: E402
 from cxr_learn.cohorts import sample_patients, split_by_patient, write_atomically  # noqa: E402
 from cxr_learn.freezing import KeepFrozen, freeze_blocks, statistics_drift  # noqa: E402
-from cxr_learn.measures import auc  # noqa: E402
+from cxr_learn.curves import auc  # noqa: E402
 from cxr_learn.prefix import PrefixCache, cached_prefix  # noqa: E402
 from cxr_learn.public_sets import find_collection, load_cohort  # noqa: E402
 from cxr_learn.store import build_store  # noqa: E402

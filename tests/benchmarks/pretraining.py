@@ -18,7 +18,7 @@ from cxr_learn.cohorts import sample_patients, split_by_patient, write_atomicall
 from cxr_learn.public_sets import find_collection, load_cohort
 from cxr_learn.evaluation import compare_models, data_digest, make_plan, register_plan
 from cxr_learn.sweep import Run, train_run
-from cxr_learn.measures import evaluate
+from cxr_learn.intervals import evaluate
 from cxr_learn.training import predict
 
 IMAGE_SIZE, SEEDS, WEIGHTS = 96, (0, 1, 2), ('none', 'shipped')
