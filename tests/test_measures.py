@@ -71,6 +71,6 @@ def test_few_patients_get_no_interval():
 
 @pytest.mark.parametrize('change, words', [
     (dict(probability_a=2.), 'in [0, 1]'), (dict(probability_a=np.nan), 'in [0, 1]'), (dict(image=1), 'twice'),
-    (dict(label='c'), 'No probability column'), (dict(patient_id=None), 'patient_id')])
+    (dict(label='c'), 'No probability column')])
 def test_wrong_predictions_are_refused(change, words):
     with pytest.raises(ValueError, match=words.replace('[', r'\[')): evaluate(table(['a', 'b'] * 8).assign(**change))
