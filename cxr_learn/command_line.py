@@ -23,7 +23,9 @@ import cxr_learn
 from .audit import audit, read_collection, report_audit
 from .cohorts import (CohortError, check_test_labels, patient_noun, require_one_label, sample_patients, split_by_patient,
                                summarise_cohort, write_atomically)
-from .evaluation import SEEDS_FOR_A_CLAIM, compare_with_first, run_study, score_table, seed_table, write_report
+from .comparison import SEEDS_FOR_A_CLAIM, compare_with_first
+from .evaluation import run_study
+from .pages import score_table, seed_table, write_report
 from .sweep import FROM_SCRATCH, check_runs, freezing_plan, sweep_plan
 from .cards import CARDS
 from .cleaning import clean
@@ -112,8 +114,7 @@ def _find(data):
 
 def _write_results(study, cohort, store, out, data, started, say):
     comparison, summary = compare_with_first(study), summarise_cohort(cohort).attrs['caption']
-    for name in ('results', 'predictions'):
-        write_atomically(out/f'{name}.csv', lambda file: study[name].to_csv(file, index=False))
+    write_atomically(out/'results.csv', lambda file: study['results'].to_csv(file, index=False))
     seconds = sum(row['seconds'] for record in study['records'] for row in record['history'])
     run = dict(data=data, cohort=summary, split_rule=cohort['split_rule'].iloc[0], data_digest=study['plan']['data'], plan=study['plan'],
                earlier_plans=study['earlier_plans'], seeds=sorted({record['seed'] for record in study['records']}),

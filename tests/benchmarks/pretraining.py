@@ -16,7 +16,8 @@ import pandas as pd
 from cxr_learn.store import build_store
 from cxr_learn.cohorts import sample_patients, split_by_patient, write_atomically
 from cxr_learn.public_sets import find_collection, load_cohort
-from cxr_learn.evaluation import compare_models, data_digest, make_plan, register_plan
+from cxr_learn.comparison import compare_models
+from cxr_learn.evaluation import data_digest, make_plan, register_plan
 from cxr_learn.sweep import Run, train_run
 from cxr_learn.intervals import evaluate
 from cxr_learn.training import predict
