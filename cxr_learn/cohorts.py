@@ -336,6 +336,8 @@ def write_atomically(
         write(partial_file)
         with open(partial_file, 'rb') as written: os.fsync(written.fileno())  # on disk before it has its name
         os.replace(partial_file, file)
-    except OSError: raise
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk does not say where
+        raise
     except Exception as error: raise OSError(f"{file} could not be written ({error}).") from error
     finally: partial_file.unlink(missing_ok=True)

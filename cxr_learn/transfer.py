@@ -132,12 +132,12 @@ def _check_kin(architecture, weights):
     if kin not in (None, architecture):
         raise WeightsError(f"No {weights} weights for {architecture}: use {kin}, or "
                            "weights='imagenet'.")
+    if weights == 'imagenet' and ARCHITECTURES[architecture].imagenet is None:
+        raise WeightsError(f"Nobody has published ImageNet weights for {architecture} here: the "
+                           "nearest are resnetv2_101 and resnet152.")
 
 def _imagenet(architecture):
     published = ARCHITECTURES[architecture].imagenet
-    if published is None:
-        raise WeightsError(f"Nobody has published ImageNet weights for {architecture} here: the "
-                           "nearest are resnetv2_101 and resnet152.")
     try:
         if isinstance(published, str): state = timm_network(published, pretrained=True).state_dict()
         else: state = published.get_state_dict(check_hash=True, weights_only=True)
