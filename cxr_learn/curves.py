@@ -17,7 +17,7 @@ import pandas as pd
 from .measures import (COLOURS, LINES, classes_of, image_weights, is_multi_label, probabilities_of,
                                 truth_of, why_undefined)
 
-# %% ../nbs/05a_curves.ipynb #01cbc754
+# %% ../nbs/05a_curves.ipynb #9cf7e39e
 def known_images(
     positive:np.ndarray, # `(n,)`: true or 1, false or 0, NaN where not known
     score:np.ndarray, # float `(n,)`
@@ -62,15 +62,15 @@ def auc(
 ) -> np.ndarray: # `(...)` in [0, 1]; NaN without positives or without negatives
     "Probability that a positive image scores above a negative one, ties counting half."
     positive, score, weights = known_images(positive, score, weights)
-    if len(score) == 0: return np.full(weights.shape[:-1], np.nan)
-    order = np.argsort(score, kind='stable')
-    positive, weights = positive[order], weights[..., order].astype(float)
-    starts = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))
-    ill = np.add.reduceat(weights * positive, starts, axis=-1)
-    healthy = np.add.reduceat(weights * ~positive, starts, axis=-1)
-    below = np.cumsum(healthy, axis=-1) - healthy
+    healthy = np.flatnonzero(~positive)
+    healthy = healthy[np.argsort(score[healthy], kind='stable')]
+    weight_below = np.zeros((*weights.shape[:-1], len(healthy) + 1), dtype=np.result_type(weights, np.int32))
+    np.cumsum(weights[..., healthy], axis=-1, out=weight_below[..., 1:])  # of the healthy, in the order of their scores
+    below, not_above = (weight_below[..., np.searchsorted(score[healthy], score[positive], side)]
+                        for side in ('left', 'right'))
+    ill, all_healthy = weights[..., positive], weight_below[..., -1].astype(float)
     with np.errstate(invalid='ignore', divide='ignore'):
-        return (ill * (below + healthy / 2)).sum(axis=-1) / (ill.sum(axis=-1) * healthy.sum(axis=-1))
+        return (ill * ((below + not_above) / 2)).sum(axis=-1) / (ill.sum(axis=-1) * all_healthy)
 
 # %% ../nbs/05a_curves.ipynb #31b082b1
 def precision_recall_curve(
