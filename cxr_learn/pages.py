@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['OVERALL', 'WARNING', 'LEAKY_WARNING', 'figure_html', 'table_html', 'with_interval', 'score_table', 'seed_table',
-           'write_report']
+           'write_page', 'write_report']
 
-# %% ../nbs/14c_pages.ipynb #96783a14
+# %% ../nbs/14c_pages.ipynb #2908c3ba
 import base64
 import html
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -81,7 +82,7 @@ def seed_table(
     cells = spread['mean'].map('{:.3f}'.format) + ' ± ' + spread['std'].map('{:.3f}'.format)
     return cells.unstack('measure', sort=False).rename_axis(columns=None).reset_index()
 
-# %% ../nbs/14c_pages.ipynb #1ae8f9e5
+# %% ../nbs/14c_pages.ipynb #2ddbe833
 _PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}}
@@ -93,6 +94,17 @@ th,td{{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #ddd;white-sp
 .warning{{border-left:4px solid #D55E00;padding:.5rem 1rem;background:#fdf3ec}}
 </style></head><body><h1>{title}</h1><p class="warning">{warning}</p>{body}</body></html>'''
 
+def write_page(
+    file:str|Path, # the .html to write
+    title:str, # of the page
+    sections:Mapping[str, str], # heading -> html
+) -> None:
+    "Write one self-contained page."
+    body = '\n'.join(f'<h2>{html.escape(name)}</h2>{content}' for name, content in sections.items())
+    page = _PAGE.format(title=html.escape(title), warning=WARNING, body=body)
+    write_atomically(file, lambda partial_file: Path(partial_file).write_text(page, encoding='utf-8'))
+
+# %% ../nbs/14c_pages.ipynb #91be8ca9
 def write_report(
     study:dict, # from `run_study`
     comparison:pd.DataFrame, # from `compare_with_first`
@@ -102,18 +114,18 @@ def write_report(
     remarks:str='', # what a reader must know of the data
     examples:Store|None=None, # show an image of each label; only where images may be shown
     unreadable:pd.DataFrame|None=None, # the files left out, `image` and `reason`, from `Store.unreadable`
+    controls:str='', # the section on shortcuts, as html; see `controls_section`
 ) -> None:
     "Write a study as one self-contained page."
     sections = {'The data': _data_section(cohort, remarks, examples, unreadable),
                 'The scores': _scores_section(study, comparison, patient_noun(cohort))}
+    if controls: sections['Could it be a shortcut?'] = controls
     freezing = _freezing_section(study)
     if freezing: sections['Freezing'] = freezing
     for model in dict.fromkeys((study['records'][0]['model'], _best_on_validation(study['records']))):
         sections[f'In detail: {model}'] = _model_section(study, model)
     sections['To repeat it'] = _repeat_section(study)
-    body = '\n'.join(f'<h2>{html.escape(name)}</h2>{content}' for name, content in sections.items())
-    write_atomically(file, lambda partial_file: Path(partial_file).write_text(
-        _PAGE.format(title=html.escape(title), warning=WARNING, body=body), encoding='utf-8'))
+    write_page(file, title, sections)
 
 WARNING = ('Not for clinical use. A page of a course: it shows how models are compared, '
            'not how patients are diagnosed.')
