@@ -29,7 +29,7 @@ from .sweep import FROM_SCRATCH, plot_atlas, plot_freezing
 from .training import plot_history
 from .transfer import shipped_card
 
-# %% ../nbs/14c_pages.ipynb #5fb5275e
+# %% ../nbs/14c_pages.ipynb #12ac4cfa
 def figure_html(
     figure:Figure, # a matplotlib figure; it is closed
     text:str, # what the figure shows, for those who cannot see it and as its caption
@@ -53,7 +53,7 @@ def table_html(
 def with_interval(value:float, low:float, high:float) -> str:
     "A score and its interval in one cell"
     if np.isnan(value): return 'undefined'
-    return f'{value:.3f} ({low:.3f} to {high:.3f})' if np.isfinite(low) else f'{value:.3f} (too few patients)'
+    return f'{value:.3f} ({low:.3f} to {high:.3f})' if np.isfinite(low) else f'{value:.3f} (no interval)'
 
 # %% ../nbs/14c_pages.ipynb #5056655c
 OVERALL = ('macro_auc', 'accuracy', 'macro_sensitivity')
