@@ -7,7 +7,7 @@ __all__ = ['RULES', 'THRESHOLD_PROBABILITIES', 'youden', 'equal_rates', 'fixed_s
            'youden_threshold', 'against_rest', 'choose_thresholds', 'plot_at_thresholds', 'net_benefit',
            'plot_net_benefit', 'counts_at', 'draw_threshold', 'threshold_widget']
 
-# %% ../nbs/05d_thresholds.ipynb #3f498cf5
+# %% ../nbs/05d_thresholds.ipynb #9c1af048
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
@@ -21,7 +21,8 @@ from .cohorts import SPLIT_WORDS
 from .curves import roc_curve
 from .intervals import resample_patients
 from cxr_learn.measures import (
-    COLOURS, LINES, classes_of, predictive_values, probabilities_of, truth_of,
+    COLOURS, LINES, class_measures, classes_of, confusion_matrix, predictive_values,
+    probabilities_of, truth_of,
 )
 
 # %% ../nbs/05d_thresholds.ipynb #6a4ae65b
@@ -68,12 +69,12 @@ def least_cost(
 RULES = {'youden': youden, 'equal rates': equal_rates,
          'sensitivity': fixed_sensitivity, 'cost': least_cost}
 
-# %% ../nbs/05d_thresholds.ipynb #6282b67f
+# %% ../nbs/05d_thresholds.ipynb #61242cbc
 def pick_threshold(
     positive:np.ndarray, # bool `(n,)`, of validation images
     score:np.ndarray, # float `(n,)`: higher means more likely positive
     rule:str|Callable='youden', # one of `RULES`, or a function with the arguments of `youden`
-    prevalence:float|None=None, # share of the ill where the model will be used; that of `positive` if None
+    prevalence:float|None=None, # share of the ill where it will be used; that of `positive` if None
     **options, # of the rule: `least`, or `missed` and `false_alarm`
 ) -> float: # call positive at or above it; infinity: call nobody; NaN where a group is empty
     """The threshold a rule likes best; the highest one where several are equal.
@@ -81,7 +82,7 @@ def pick_threshold(
     Raises `ValueError` for an unknown rule, for lengths that differ and for scores that are NaN."""
     positive, score = np.asarray(positive, dtype=bool), np.asarray(score, dtype=float)
     if positive.shape != score.shape:
-        raise ValueError(f"{len(positive)} truths and {len(score)} scores: give one each per image.")
+        raise ValueError(f"{len(positive)} truths and {len(score)} scores: give both of each image.")
     if np.isnan(score).any():
         raise ValueError(f"{np.isnan(score).sum()} scores are NaN: a threshold needs all of them.")
     if isinstance(rule, str) and rule not in RULES:
@@ -101,12 +102,14 @@ def youden_threshold(
     "The threshold with the greatest sensitivity + specificity - 1."
     return pick_threshold(positive, score)
 
-# %% ../nbs/05d_thresholds.ipynb #a4ebe211
+# %% ../nbs/05d_thresholds.ipynb #7ada66dc
 def against_rest(
     predictions:pd.DataFrame, # a table of predictions, one label per image or several findings
     label:str, # one of its classes or findings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # positive (bool), score, patient_id of the images whose truth is known
-    "One class or finding against everything else. Raises `ValueError` for one the table lacks."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # positive (bool), score and patient_id
+    """One class or finding against everything else, for the images whose truth is known.
+
+    Raises `ValueError` for a class that the table lacks."""
     classes = classes_of(predictions)
     if label not in classes:
         raise ValueError(f"There is no class {label!r} in the table: use {', '.join(classes)}.")
@@ -119,7 +122,7 @@ def against_rest(
 def choose_thresholds(
     predictions:pd.DataFrame, # of the validation set
     rule:str|Callable='youden', # one of `RULES`, or a function with the arguments of `youden`
-    prevalence:float|Mapping[str, float]|None=None, # where the model will be used; one for all, or label -> share
+    prevalence:float|Mapping[str, float]|None=None, # of use; one for all, or label -> share
     **options, # of the rule: `least`, or `missed` and `false_alarm`
 ) -> dict[str, float]: # label -> threshold on its probability; NaN where nothing can be chosen
     "A threshold for each class against all others. Raises `ValueError` for a table of test images."
@@ -128,13 +131,14 @@ def choose_thresholds(
         if (words == 'test').any():
             raise ValueError(f"{(words == 'test').sum()} of these images are of the test set, and "
                              "thresholds come from validation images: give those.")
-    shares = prevalence if isinstance(prevalence, Mapping) else {}
-    return {label: pick_threshold(*against_rest(predictions, label)[:2], rule,
-                                  shares.get(label) if isinstance(prevalence, Mapping) else prevalence,
-                                  **options)
-            for label in classes_of(predictions)}
+    classes, chosen = classes_of(predictions), {}
+    for label in classes:
+        positive, score, _ = against_rest(predictions, label)
+        share = prevalence.get(label) if isinstance(prevalence, Mapping) else prevalence
+        chosen[label] = pick_threshold(positive, score, rule, share, **options)
+    return chosen
 
-# %% ../nbs/05d_thresholds.ipynb #f4afa76e
+# %% ../nbs/05d_thresholds.ipynb #68e7bde7
 def plot_at_thresholds(
     scores:pd.DataFrame, # from `evaluate`, with thresholds
     measures:Sequence[str]=('sensitivity', 'specificity'), # drawn for each class
@@ -142,7 +146,8 @@ def plot_at_thresholds(
 ): # the axes
     """Sensitivity and specificity of each class at its threshold, with 95% intervals by patient.
 
-    Grey: too few patients for an interval. Raises `ValueError` where nothing was measured at a threshold."""
+    Grey: too few patients for an interval. Raises `ValueError` where nothing was measured at a
+    threshold."""
     rows = scores[scores['measure'].isin([f'{measure}_at_threshold' for measure in measures])]
     if rows.empty:
         raise ValueError("Nothing in this table was measured at a threshold: call "
@@ -154,7 +159,8 @@ def plot_at_thresholds(
         place = np.arange(len(labels)) + .15 * (1 - 2 * number)
         sure = of['low'].notna().to_numpy()
         axes.hlines(place, of['low'], of['high'], color=COLOURS[number], lw=2)
-        axes.plot(of['value'][sure], place[sure], 'os^D'[number], color=COLOURS[number], label=measure)
+        axes.plot(of['value'][sure], place[sure], 'os^D'[number], color=COLOURS[number],
+                  label=measure)
         axes.plot(of['value'][~sure], place[~sure], 'os^D'[number], color='lightgrey')
     counts = rows.drop_duplicates('label').set_index('label').loc[labels, 'positive_patients']
     axes.set_yticks(range(len(labels)), [f'{label} ({int(n)})' for label, n in counts.items()])
@@ -163,7 +169,7 @@ def plot_at_thresholds(
     axes.legend(fontsize=8, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), frameon=False)
     return axes
 
-# %% ../nbs/05d_thresholds.ipynb #344b82b6
+# %% ../nbs/05d_thresholds.ipynb #dcfb98f5
 THRESHOLD_PROBABILITIES = np.arange(1, 100) / 100  # at which a net benefit curve is drawn
 
 def net_benefit(
@@ -174,15 +180,16 @@ def net_benefit(
 ) -> np.ndarray: # `(..., t)`: found ill per image, less the false alarms at their price
     "Net benefit of acting on a model (Vickers and Elkin 2006). To act on nobody is worth 0."
     at = np.atleast_1d(np.asarray(at, dtype=float))
-    if not ((at > 0) & (at < 1)).all(): raise ValueError("A threshold probability lies between 0 and 1.")
+    if not ((at > 0) & (at < 1)).all():
+        raise ValueError("A threshold probability lies between 0 and 1.")
     weights = np.ones(len(score)) if weights is None else np.asarray(weights, dtype=float)
     called = np.asarray(score)[:, None] >= at
     worth = np.where(np.asarray(positive, dtype=bool)[:, None], 1, -at / (1 - at))
     return weights @ (called * worth) / weights.sum(axis=-1, keepdims=True)
 
-# %% ../nbs/05d_thresholds.ipynb #4c3998f2
+# %% ../nbs/05d_thresholds.ipynb #db2c634d
 def plot_net_benefit(
-    predictions:pd.DataFrame|Mapping[str, pd.DataFrame], # a table, or model -> table, of the same images
+    predictions:pd.DataFrame|Mapping[str, pd.DataFrame], # a table, or model -> table
     label:str, # the class or finding that is acted on
     resamples:int=200, # bootstrap resamples of patients, for the band; 0: no band
     axes=None, # matplotlib axes; new ones if None
@@ -197,15 +204,18 @@ def plot_net_benefit(
         axes.plot(at, net_benefit(positive, score), LINES[number % 4], color=colour, label=name)
         if resamples:
             drawn = net_benefit(positive, score, resample_patients(patients, resamples))
-            axes.fill_between(at, *np.percentile(drawn, [2.5, 97.5], axis=0), color=colour, alpha=.2, lw=0)
-    axes.plot(at, net_benefit(positive, np.ones(len(positive))), color='grey', label='act on everybody')
+            low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+            axes.fill_between(at, low, high, color=colour, alpha=.2, lw=0)
+    everybody = net_benefit(positive, np.ones(len(positive)))
+    axes.plot(at, everybody, color='grey', label='act on everybody')
     axes.axhline(0, color='black', lw=1, label='act on nobody')
     axes.set_ylim(-.05, 1.1 * positive.mean()); axes.set_xlim(0, 1)
     axes.set_xlabel('threshold probability'); axes.set_ylabel('net benefit')
-    axes.legend(fontsize=8, title=f'{label}: {positive.sum()} of {len(positive)} images', title_fontsize=8)
+    axes.legend(fontsize=8, title_fontsize=8,
+                title=f'{label}: {positive.sum()} of {len(positive)} images')
     return axes
 
-# %% ../nbs/05d_thresholds.ipynb #24ff7fc2
+# %% ../nbs/05d_thresholds.ipynb #5467543d
 def counts_at(
     predictions:pd.DataFrame, # a table of predictions
     label:str, # the class or finding that is called
@@ -215,14 +225,13 @@ def counts_at(
     "What a threshold does to the images of a table. NaN where nothing can be said."
     positive, score, _ = against_rest(predictions, label)
     called = score >= threshold
-    counts = dict(found=int((called & positive).sum()), missed=int((~called & positive).sum()),
-                  false_alarms=int((called & ~positive).sum()), left_alone=int((~called & ~positive).sum()))
-    share = lambda part, other: part / (part + other) if part + other else float('nan')
-    sensitivity = share(counts['found'], counts['missed'])
-    specificity = share(counts['left_alone'], counts['false_alarms'])
-    ppv, npv = predictive_values(sensitivity, specificity,
-                                 positive.mean() if prevalence is None else prevalence)
-    return counts | dict(sensitivity=sensitivity, specificity=specificity, ppv=float(ppv), npv=float(npv))
+    names = ('left_alone', 'false_alarms'), ('missed', 'found')
+    matrix = confusion_matrix(positive, called, 2)
+    counts = {names[true][call]: int(count) for (true, call), count in np.ndenumerate(matrix)}
+    rates = {name: float(class_measures(matrix)[name][1]) for name in ('sensitivity', 'specificity')}
+    share = positive.mean() if prevalence is None else prevalence
+    ppv, npv = predictive_values(*rates.values(), share)
+    return counts | rates | dict(ppv=float(ppv), npv=float(npv))
 
 def draw_threshold(
     predictions:pd.DataFrame, # a table of predictions
@@ -235,20 +244,24 @@ def draw_threshold(
     figure = Figure(figsize=(8.4, 2.6), dpi=80, layout='constrained')
     scores, roc, matrix = figure.subplots(1, 3)
     for ill, name, colour in ((False, 'without', COLOURS[5]), (True, 'with', COLOURS[1])):
-        scores.hist(score[positive == ill], np.linspace(0, 1, 21), alpha=.6, color=colour, label=name)
+        scores.hist(score[positive == ill], np.linspace(0, 1, 21), alpha=.6, color=colour,
+                    label=name)
     scores.axvline(threshold, color='black')
     scores.set(xlabel=f'probability of {label}', ylabel='images'); scores.legend(fontsize=8)
     false_alarms, sensitivity, _ = roc_curve(positive, score)
     roc.plot(false_alarms, sensitivity, color='grey')
     roc.plot(1 - counts['specificity'], counts['sensitivity'], 'o', color='black', ms=8)
     roc.set(xlabel='1 - specificity', ylabel='sensitivity')
-    cells = np.array([[counts['left_alone'], counts['false_alarms']], [counts['missed'], counts['found']]])
-    matrix.imshow(cells / np.maximum(cells.sum(axis=1, keepdims=True), 1), cmap='Blues', vmin=0, vmax=1.6)
-    for (row, column), count in np.ndenumerate(cells): matrix.text(column, row, count, ha='center', va='center')
-    matrix.set_xticks([0, 1], ['not called', 'called']); matrix.set_yticks([0, 1], ['without', 'with'])
+    cells = np.reshape([counts[n] for n in ('left_alone', 'false_alarms', 'missed', 'found')], (2, 2))
+    shares = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
+    matrix.imshow(shares, cmap='Blues', vmin=0, vmax=1.6)  # light enough for black numbers
+    for (row, column), count in np.ndenumerate(cells):
+        matrix.text(column, row, count, ha='center', va='center')
+    matrix.set_xticks([0, 1], ['not called', 'called'])
+    matrix.set_yticks([0, 1], ['without', 'with'])
     return figure
 
-# %% ../nbs/05d_thresholds.ipynb #c60e42e1
+# %% ../nbs/05d_thresholds.ipynb #55901238
 def threshold_widget(
     predictions:pd.DataFrame, # a table of predictions
     label:str|None=None, # the class or finding shown first; the last one if None
@@ -258,7 +271,7 @@ def threshold_widget(
     controls = dict(
         label=widgets.Dropdown(options=classes, value=label or classes[-1]),
         threshold=widgets.FloatSlider(.5, min=0, max=1, step=.01, continuous_update=False),
-        prevalence=widgets.FloatLogSlider(.1, base=10, min=-3, max=-.01, step=.01, readout_format='.3f'))
+        prevalence=widgets.FloatLogSlider(.1, min=-3, max=-.01, step=.01, readout_format='.3f'))
     for name, control in controls.items(): control.description = name
     picture, text = widgets.Image(format='png'), widgets.HTML()
     def redraw(change=None):
@@ -267,8 +280,8 @@ def threshold_widget(
             draw_threshold(predictions, label, threshold).savefig(file)
             picture.value = file.getvalue()
         n = counts_at(predictions, label, threshold, prevalence)
-        text.value = (f"sensitivity {n['sensitivity']:.3f}, specificity {n['specificity']:.3f}; where "
-                      f"{prevalence:.1%} are ill: PPV {n['ppv']:.3f}, NPV {n['npv']:.3f}")
+        text.value = (f"sensitivity {n['sensitivity']:.3f}, specificity {n['specificity']:.3f}; "
+                      f"where {prevalence:.1%} are ill: PPV {n['ppv']:.3f}, NPV {n['npv']:.3f}")
     for control in controls.values(): control.observe(redraw, 'value')
     redraw()
     return widgets.VBox([widgets.HBox(list(controls.values())), picture, text])
