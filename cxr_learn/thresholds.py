@@ -7,7 +7,7 @@ __all__ = ['RULES', 'THRESHOLD_PROBABILITIES', 'youden', 'equal_rates', 'fixed_s
            'youden_threshold', 'against_rest', 'choose_thresholds', 'plot_at_thresholds', 'net_benefit',
            'plot_net_benefit', 'counts_at', 'draw_threshold', 'threshold_widget']
 
-# %% ../nbs/05d_thresholds.ipynb #9c1af048
+# %% ../nbs/05d_thresholds.ipynb #674fdb9b
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
@@ -21,8 +21,8 @@ from .cohorts import SPLIT_WORDS
 from .curves import roc_curve
 from .intervals import resample_patients
 from cxr_learn.measures import (
-    COLOURS, LINES, class_measures, classes_of, confusion_matrix, predictive_values,
-    probabilities_of, truth_of,
+    COLOURS, LINES, class_measures, classes_of, confusion_matrix, image_weights,
+    predictive_values, probabilities_of, truth_of,
 )
 
 # %% ../nbs/05d_thresholds.ipynb #6a4ae65b
@@ -69,7 +69,7 @@ def least_cost(
 RULES = {'youden': youden, 'equal rates': equal_rates,
          'sensitivity': fixed_sensitivity, 'cost': least_cost}
 
-# %% ../nbs/05d_thresholds.ipynb #61242cbc
+# %% ../nbs/05d_thresholds.ipynb #6cdce2ab
 def pick_threshold(
     positive:np.ndarray, # bool `(n,)`, of validation images
     score:np.ndarray, # float `(n,)`: higher means more likely positive
@@ -82,7 +82,7 @@ def pick_threshold(
     Raises `ValueError` for an unknown rule, for lengths that differ and for scores that are NaN."""
     positive, score = np.asarray(positive, dtype=bool), np.asarray(score, dtype=float)
     if positive.shape != score.shape:
-        raise ValueError(f"{len(positive)} truths and {len(score)} scores: give both of each image.")
+        raise ValueError(f"{len(positive)} truths and {len(score)} scores: give one of each.")
     if np.isnan(score).any():
         raise ValueError(f"{np.isnan(score).sum()} scores are NaN: a threshold needs all of them.")
     if isinstance(rule, str) and rule not in RULES:
@@ -169,7 +169,7 @@ def plot_at_thresholds(
     axes.legend(fontsize=8, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), frameon=False)
     return axes
 
-# %% ../nbs/05d_thresholds.ipynb #dcfb98f5
+# %% ../nbs/05d_thresholds.ipynb #9173252d
 THRESHOLD_PROBABILITIES = np.arange(1, 100) / 100  # at which a net benefit curve is drawn
 
 def net_benefit(
@@ -182,8 +182,9 @@ def net_benefit(
     at = np.atleast_1d(np.asarray(at, dtype=float))
     if not ((at > 0) & (at < 1)).all():
         raise ValueError("A threshold probability lies between 0 and 1.")
-    weights = np.ones(len(score)) if weights is None else np.asarray(weights, dtype=float)
-    called = np.asarray(score)[:, None] >= at
+    weights, score = image_weights(weights, positive, score), np.asarray(score, dtype=float)
+    if np.isnan(score).any(): raise ValueError(f"{np.isnan(score).sum()} scores are NaN: fill them.")
+    called = score[:, None] >= at
     worth = np.where(np.asarray(positive, dtype=bool)[:, None], 1, -at / (1 - at))
     return weights @ (called * worth) / weights.sum(axis=-1, keepdims=True)
 
@@ -215,20 +216,25 @@ def plot_net_benefit(
                 title=f'{label}: {positive.sum()} of {len(positive)} images')
     return axes
 
-# %% ../nbs/05d_thresholds.ipynb #5467543d
+# %% ../nbs/05d_thresholds.ipynb #6e69aed1
 def counts_at(
     predictions:pd.DataFrame, # a table of predictions
     label:str, # the class or finding that is called
     threshold:float, # called at or above it
     prevalence:float|None=None, # at which PPV and NPV are told; that of the table if None
 ) -> dict[str, float]: # found, missed, false_alarms, left_alone; sensitivity, specificity, ppv, npv
-    "What a threshold does to the images of a table. NaN where nothing can be said."
+    """What a threshold does to the images of a table. NaN where nothing can be said.
+
+    Raises `ValueError` for a threshold of NaN: none could be chosen."""
+    if np.isnan(threshold):
+        raise ValueError(f"There is no threshold for {label}: validation images lacked it, or all had it.")
     positive, score, _ = against_rest(predictions, label)
     called = score >= threshold
     names = ('left_alone', 'false_alarms'), ('missed', 'found')
     matrix = confusion_matrix(positive, called, 2)
     counts = {names[true][call]: int(count) for (true, call), count in np.ndenumerate(matrix)}
-    rates = {name: float(class_measures(matrix)[name][1]) for name in ('sensitivity', 'specificity')}
+    measures = class_measures(matrix)
+    rates = {name: float(measures[name][1]) for name in ('sensitivity', 'specificity')}
     share = positive.mean() if prevalence is None else prevalence
     ppv, npv = predictive_values(*rates.values(), share)
     return counts | rates | dict(ppv=float(ppv), npv=float(npv))
@@ -252,7 +258,7 @@ def draw_threshold(
     roc.plot(false_alarms, sensitivity, color='grey')
     roc.plot(1 - counts['specificity'], counts['sensitivity'], 'o', color='black', ms=8)
     roc.set(xlabel='1 - specificity', ylabel='sensitivity')
-    cells = np.reshape([counts[n] for n in ('left_alone', 'false_alarms', 'missed', 'found')], (2, 2))
+    cells = np.reshape(list(counts.values())[:4], (2, 2))
     shares = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
     matrix.imshow(shares, cmap='Blues', vmin=0, vmax=1.6)  # light enough for black numbers
     for (row, column), count in np.ndenumerate(cells):

@@ -89,6 +89,8 @@ def test_net_benefit_by_loop_and_with_weights(rng):
             called = s >= p
             by_hand = (called & y).sum() / len(y) - (called & ~y).sum() / len(y) * p / (1 - p)
             assert curves[row, column] == pytest.approx(by_hand, abs=1e-12)
+    with pytest.raises(ValueError, match='Lengths differ'): net_benefit(positive, score, weights[:, 1:])
+    with pytest.raises(ValueError, match='are NaN'): net_benefit(positive, np.full(40, np.nan))
     with pytest.raises(ValueError, match='between 0 and 1'): net_benefit(positive, score, at=[0, .5])
 
 def test_calibrated_probabilities_are_never_worse_than_everybody_or_nobody_in_the_long_run(rng):
@@ -110,6 +112,7 @@ def test_counts_agree_with_the_matrix():
     counts = counts_at(table(), 'ill', .5)
     assert sum(counts[name] for name in ('found', 'missed', 'false_alarms', 'left_alone')) == 60
     assert counts['ppv'] == pytest.approx(counts['found'] / (counts['found'] + counts['false_alarms']))
+    with pytest.raises(ValueError, match='no threshold for ill'): counts_at(table(), 'ill', float('nan'))
     assert np.isnan(counts_at(findings().assign(label_mass=0), 'mass', .5)['sensitivity'])
 
 def test_the_panel_follows_its_controls_without_a_front_end():
