@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NAMELESS', 'FACTS', 'COMPARED', 'parts_of', 'judge', 'write_judgement']
 
-# %% ../nbs/14d_judging.ipynb #54da6a6c
+# %% ../nbs/14d_judging.ipynb #99a81f88
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from .calibration import fit_temperature, plot_reliability
@@ -125,7 +126,7 @@ def _cells(results, rows, columns, caption):
     table = results.assign(score=score).pivot_table(index=rows, columns=columns, values='score', aggfunc='first', sort=False)
     return table_html(table.rename_axis(columns=None).reset_index(), caption)
 
-# %% ../nbs/14d_judging.ipynb #4d5b0552
+# %% ../nbs/14d_judging.ipynb #ee2f4585
 def _curves(judged):
     tables, scores = _first_seeds(judged)
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
@@ -135,7 +136,7 @@ def _curves(judged):
         figures.append(figure_html(_figure_of(plot_confusion(tables)), 'Confusion matrices: the most probable class is called.'))
     return ''.join(figures)
 
-def _figure_of(axes): return getattr(axes, 'figure', None) or axes.flat[0].figure
+def _figure_of(axes): return np.ravel(axes)[0].figure
 
 def _at_threshold(judged):
     tables, scores = _first_seeds(judged)
@@ -151,7 +152,8 @@ def _at_threshold(judged):
 
 def _probabilities(judged):
     tables, _ = _first_seeds(judged)
-    parts = [figure_html(_figure_of(plot_reliability(tables)), 'What was said, and how often it came true.')]
+    asked = _classes(judged) if is_multi_label(judged['test']) else [None]
+    parts = [figure_html(_figure_of(plot_reliability(tables, label)), 'What was said, and how often it came true.') for label in asked]
     if judged['calibrated'] is not None:
         before = judged['results'][judged['results']['measure'].isin(BY_PROBABILITY)]
         both = pd.concat([before.assign(probabilities='as they came'), judged['calibrated'].assign(probabilities='tempered')])

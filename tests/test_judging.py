@@ -1,0 +1,94 @@
+"""A stranger's table, from the shell: what is said of it, and what is refused"""
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics as sk
+
+from cxr_learn.command_line import main
+from cxr_learn.intervals import simulate_predictions
+from cxr_learn.judging import judge, parts_of
+
+@pytest.fixture(scope='module')
+def table():
+    "Two models of one finding, on validation and on test patients"
+    def rows(patients, split, seed):
+        for model, told in zip(('old', 'new'), simulate_predictions(patients, (1.2, 1.9), seed=seed)):
+            yield told.assign(model=model, seed=0, split=split, **f'{split}-' + told[['image', 'patient_id']].astype(str))
+    return pd.concat([*rows(80, 'valid', 1), *rows(120, 'test', 2)], ignore_index=True)
+
+def evaluated(table, tmp_path, capsys, *options):
+    table.to_csv(tmp_path/'predictions.csv', index=False)
+    code = main(['evaluate', str(tmp_path/'predictions.csv'), '--resamples', '50', '--out', str(tmp_path/'out'), *options])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+def test_a_table_becomes_a_page_and_scores_that_scikit_learn_gives(table, tmp_path, capsys):
+    code, said = evaluated(table, tmp_path, capsys)
+    assert code == 0 and 'Not for clinical use' in said
+    scores = pd.read_csv(tmp_path/'out/results.csv').set_index(['model', 'measure', 'label'])['value']
+    for model, rows in table[table['split'] == 'test'].groupby('model'):
+        assert scores[model, 'auc', 'ill'] == pytest.approx(sk.roc_auc_score(rows['label'] == 'ill', rows['probability_ill']), abs=1e-12)
+    page = (tmp_path/'out/report.html').read_text(encoding='utf-8')
+    assert 'Not for clinical use' in page and page.count('<figure>') >= 5 and 'http' not in page
+
+def test_thresholds_come_from_validation_rows_alone(table):
+    other_test = table.assign(probability_ill=np.where(table['split'] == 'test', .5, table['probability_ill']))
+    other_test['probability_healthy'] = 1 - other_test['probability_ill']
+    assert judge(other_test, resamples=20)['thresholds'] == judge(table, resamples=20)['thresholds']
+
+def test_a_table_without_validation_rows_has_no_threshold(table, tmp_path, capsys):
+    code, _ = evaluated(table[table['split'] == 'test'], tmp_path, capsys)
+    assert code == 0
+    assert not pd.read_csv(tmp_path/'out/results.csv')['measure'].str.contains('threshold').any()
+    assert 'no threshold could be chosen' in (tmp_path/'out/report.html').read_text(encoding='utf-8')
+
+def test_unknown_patients_are_told_wherever_the_table_is_read(table, tmp_path, capsys):
+    with pytest.warns(UserWarning, match='patient'): code, said = evaluated(table.drop(columns='patient_id'), tmp_path, capsys)
+    assert code == 0 and 'patients unknown' in said
+    assert 'Patients are unknown' in (tmp_path/'out/report.html').read_text(encoding='utf-8')
+
+def test_several_findings_of_one_image_are_judged_one_by_one(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    has = random.random((300, 2)) < .3
+    chance = np.clip(.3 + .3 * has + .2 * random.normal(size=has.shape), .01, .99)
+    both = pd.DataFrame({'image': range(300), 'patient_id': np.arange(300) // 2, 'label': 'see columns',
+                         'label_mass': has[:, 0].astype(int), 'label_nodule': has[:, 1].astype(int),
+                         'probability_mass': chance[:, 0], 'probability_nodule': chance[:, 1],
+                         'split': np.where(np.arange(300) < 150, 'valid', 'test')})
+    code, said = evaluated(both, tmp_path, capsys)
+    assert code == 0, said
+    scores = pd.read_csv(tmp_path/'out/results.csv').set_index(['measure', 'label'])['value']
+    assert scores['auc', 'mass'] == pytest.approx(sk.roc_auc_score(has[150:, 0], chance[150:, 0]), abs=1e-12)
+    assert 'sensitivity_at_threshold' in scores
+
+def spoilt(table, column, value):
+    bad = table.copy()
+    bad[column] = bad[column].astype(object)
+    bad.loc[bad.index[-1], column] = value
+    return bad
+
+@pytest.mark.parametrize('spoil, words', [
+    (lambda table: spoilt(table, 'probability_ill', 1.5), '1.5'),
+    (lambda table: spoilt(table, 'probability_ill', -.1), '-0.1'),
+    (lambda table: spoilt(table, 'probability_ill', np.nan), 'probabilit'),
+    (lambda table: spoilt(table, 'probability_ill', 'high'), 'high'),
+    (lambda table: spoilt(table, 'label', 'unseen'), 'unseen'),
+    (lambda table: pd.concat([table, table.tail(1)]), 'twice'),
+    (lambda table: table.drop(columns='label'), 'label'),
+    (lambda table: table.drop(columns=['probability_ill', 'probability_healthy']), 'probability_'),
+    (lambda table: table[:0], 'empty'),
+    (lambda table: table[table['split'] == 'valid'], "'test'"),
+    (lambda table: table.drop(table.index[-1]), 'same images'),
+])
+def test_a_wrong_table_costs_one_line_and_leaves_no_page(table, tmp_path, capsys, spoil, words):
+    code, said = evaluated(spoil(table), tmp_path, capsys)
+    assert code == 2 and words in said and said.count('\n') == 1, said
+    assert not (tmp_path/'out').exists()
+
+def test_another_rule_is_named_when_it_is_mistyped(table, tmp_path, capsys):
+    code, said = evaluated(table, tmp_path, capsys, '--rule', 'yuden')
+    assert code == 2 and 'youden' in said
+
+def test_a_table_without_splits_is_judged_whole(table):
+    valid, test = parts_of(table.query("model == 'old'").drop(columns=['split', 'model', 'seed']))
+    assert len(valid) == 0 and len(test) == len(table) // 2 and set(test['seed']) == {0}
