@@ -7,7 +7,7 @@ __all__ = ['IMAGES_AT_ONCE', 'LEVEL', 'BY_ORDER', 'BY_PROBABILITY', 'OF_CALLS', 
            'UNKNOWN', 'simulate_predictions', 'weights_in_chunks', 'resample_patients', 'percentile_interval',
            'leave_one_out', 'bca_interval', 'count_patients', 'has_enough', 'all_measures', 'evaluate']
 
-# %% ../nbs/05c_intervals.ipynb #bba17771
+# %% ../nbs/05c_intervals.ipynb #b25cecb8
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,11 +17,12 @@ from scipy.special import expit, ndtr, ndtri
 from .calibration import brier, calibration_error, log_loss
 from .cohorts import NO_FINDING
 from .curves import auc, average_precision, micro_auc
-from .measures import (FEW_PATIENTS, PREFIX, called_at, check_predictions, class_measures, classes_of,
-                                confusion_by_class, confusion_matrix, is_multi_label, overall_measures,
-                                patients_known, probabilities_of, truth_of, why_undefined)
+from .measures import (FEW_PATIENTS, PREFIX, called_at, check_predictions, class_measures,
+                                classes_of, confusion_by_class, confusion_matrix, is_multi_label,
+                                overall_measures, patients_known, probabilities_of, truth_of,
+                                why_undefined)
 
-# %% ../nbs/05c_intervals.ipynb #69713bdc
+# %% ../nbs/05c_intervals.ipynb #cd366ce7
 def simulate_predictions(
     patients:int=200, # number of patients
     visibilities:Sequence[float]=(1.5,), # median d' of the finding, one for each model
@@ -31,7 +32,7 @@ def simulate_predictions(
     shared:float=.5, # share of the chance variation that all images of a patient have in common
     agreement:float=.5, # share of the chance variation that all models have in common
 ) -> list[pd.DataFrame]: # a table of predictions for each model, of the same images
-    """Predictions with a known truth: log likelihood ratios of the ideal observer, as probabilities.
+    """Predictions with a known truth: the ideal observer's log odds, as probabilities.
 
     The score is +d'^2/2 with the finding, -d'^2/2 without it, its standard deviation d'."""
     random = np.random.default_rng(seed)
@@ -46,11 +47,12 @@ def simulate_predictions(
         noise = agreement**.5 * common + (1 - agreement)**.5 * variation()
         probability = expit(np.where(positive, 1, -1) * seen**2 / 2 + seen * noise)
         tables.append(pd.DataFrame({
-            'image': np.arange(len(patient)), 'patient_id': patient, 'label': np.where(positive, 'ill', 'healthy'),
+            'image': np.arange(len(patient)), 'patient_id': patient,
+            'label': np.where(positive, 'ill', 'healthy'),
             PREFIX + 'healthy': 1 - probability, PREFIX + 'ill': probability}))
     return tables
 
-# %% ../nbs/05c_intervals.ipynb #0b98a90c
+# %% ../nbs/05c_intervals.ipynb #94eb5ac5
 IMAGES_AT_ONCE = 2**21  # resamples x images that are weighed together: this bounds the memory
 
 def weights_in_chunks(
@@ -61,14 +63,16 @@ def weights_in_chunks(
 ) -> Iterator[np.ndarray]: # int `(some resamples, n)`: how often each image counts
     "The rows of `resample_patients`, a block at a time."
     code, patients = pd.factorize(np.asarray(patient_id))
-    members = [np.flatnonzero(_strata(code, strata) == kind) for kind in np.unique(_strata(code, strata))]
+    kinds = _strata(code, strata)
+    members = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
     random = np.random.default_rng(seed)
     streams = random.spawn(len(members)) if len(members) > 1 else [random]
     block = max(1, IMAGES_AT_ONCE // len(code))
     for start in range(0, resamples, block):
         drawn = np.zeros((min(block, resamples - start), len(patients)), dtype=np.int32)
         for stream, who in zip(streams, members):
-            drawn[:, who] = stream.multinomial(len(who), np.full(len(who), 1 / len(who)), size=len(drawn))
+            chances = np.full(len(who), 1 / len(who))
+            drawn[:, who] = stream.multinomial(len(who), chances, size=len(drawn))
         yield drawn[:, code]
 
 def resample_patients(
@@ -79,7 +83,8 @@ def resample_patients(
 ) -> np.ndarray: # int `(resamples, n)`: how often each image counts in each resample
     """Draw patients with replacement; all images of a patient come and go together.
 
-    With `strata` each kind of patient is drawn from its own; a patient with images of both kinds is a third kind."""
+    With `strata` each kind of patient is drawn from its own; a patient with images of both kinds
+    is a third kind."""
     return np.concatenate(list(weights_in_chunks(patient_id, resamples, seed, strata)))
 
 def _strata(code, strata):
@@ -103,10 +108,10 @@ def _middle(drawn, shares):
     low, high = np.quantile(drawn, shares).tolist()
     return (low, high) if low < high else (np.nan, np.nan)
 
-# %% ../nbs/05c_intervals.ipynb #08e73281
+# %% ../nbs/05c_intervals.ipynb #1e12a32d
 def leave_one_out(
     patient_id:Sequence[str], # `(n,)`: the patient of each image
-) -> Iterator[np.ndarray]: # int `(some patients, n)`: 0 for the images of one patient, 1 for all others
+) -> Iterator[np.ndarray]: # int `(some patients, n)`: 0 for the images of one patient, else 1
     "The weights of the jackknife, a block at a time: each row leaves out one patient."
     code = pd.factorize(np.asarray(patient_id))[0]
     block = max(1, IMAGES_AT_ONCE // len(code))
@@ -114,7 +119,7 @@ def leave_one_out(
         left_out = np.arange(start, min(start + block, code.max() + 1))
         yield (code != left_out[:, None]).astype(np.int32)
 
-# %% ../nbs/05c_intervals.ipynb #dff0671b
+# %% ../nbs/05c_intervals.ipynb #275c861c
 def bca_interval(
     value:float, # the measure itself
     drawn:np.ndarray, # `(resamples,)`: the measure in each resample; NaN where undefined
@@ -123,8 +128,8 @@ def bca_interval(
 ) -> tuple[float, float]: # low and high; NaN where it cannot be computed
     """Bias-corrected and accelerated interval (Efron, J Am Stat Assoc 1987;82:171-185).
 
-    The bias is where the value lies among the resamples; the acceleration, from leaving out each patient once,
-    says how fast the spread changes with the value."""
+    The bias is where the value lies among the resamples; the acceleration, from leaving out each
+    patient once, says how fast the spread changes with the value."""
     drawn, left_out = np.asarray(drawn)[np.isfinite(drawn)], np.asarray(left_out)
     if not len(drawn) or not np.isfinite(left_out).all(): return np.nan, np.nan
     bias = ndtri(((drawn < value).mean() + (drawn <= value).mean()) / 2)
@@ -139,11 +144,11 @@ def bca_interval(
     limits = bias + ndtri([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return _middle(drawn, ndtr(bias + limits / (1 - acceleration * limits)))
 
-# %% ../nbs/05c_intervals.ipynb #4d74813c
+# %% ../nbs/05c_intervals.ipynb #b287e6f7
 def count_patients(
     predictions:pd.DataFrame, # a table of predictions
-) -> pd.DataFrame: # a row per class: images and patients of known truth, and how many with it and without it
-    "How much each class rests on. In a multi-label table 'No Finding' is not counted: it is not a finding."
+) -> pd.DataFrame: # a row per class: images and patients of known truth, with it and without it
+    "How much each class rests on. With several findings, 'No Finding' is left out: it is none."
     patient = pd.factorize(predictions.get('patient_id', predictions['image']))[0]
     rows = {}
     for label, truth in zip(classes_of(predictions), truth_of(predictions).T):
@@ -159,10 +164,11 @@ def has_enough(
     "Are there `FEW_PATIENTS` patients or more, both with and without?"
     return counts[['positive_patients', 'negative_patients']].min(axis=1) >= FEW_PATIENTS
 
-# %% ../nbs/05c_intervals.ipynb #6bd89e8d
+# %% ../nbs/05c_intervals.ipynb #0e126af5
 BY_ORDER = {'auc': auc, 'average_precision': average_precision}
 BY_PROBABILITY = {'log_loss': log_loss, 'brier': brier, 'calibration_error': calibration_error}
-OF_CALLS = ('accuracy', 'macro_sensitivity', 'macro_f1', 'mcc', 'sensitivity', 'specificity', 'ppv', 'npv', 'f1')
+OF_CALLS = ('accuracy', 'macro_sensitivity', 'macro_f1', 'mcc',
+            'sensitivity', 'specificity', 'ppv', 'npv', 'f1')
 AT_THRESHOLD = ('sensitivity', 'specificity', 'ppv', 'npv')
 
 def all_measures(
@@ -170,22 +176,26 @@ def all_measures(
     weights:np.ndarray, # `(resamples, n)`: how often each image counts
     thresholds:Mapping[str, float]|None=None, # label -> threshold, from `choose_thresholds`
     measures:Sequence[str]|None=None, # only these, by name; all if None
-) -> dict[tuple[str, str], np.ndarray]: # (measure, label) -> `(resamples,)`; label 'all' for the overall ones
+) -> dict[tuple[str, str], np.ndarray]: # (measure, label or 'all') -> `(resamples,)`
     """Every measure for every row of weights.
 
-    With one label per image the call is the most probable class, and macro is the mean over all classes.
-    With several findings nothing is called without thresholds, and macro (also of `BY_PROBABILITY`) is the mean
-    over the findings that `has_enough`. Measures `_at_threshold` call each class on its own."""
+    With one label per image the call is the most probable class, and macro is the mean over all
+    classes. With several findings nothing is called without thresholds, and macro (also of
+    `BY_PROBABILITY`) is the mean over the findings that `has_enough`. Measures `_at_threshold`
+    call each class on its own."""
     def asked(*names): return measures is None or not set(names).isdisjoint(measures)
     counts, multi_label = count_patients(predictions), is_multi_label(predictions)
-    place = [number for number, label in enumerate(classes_of(predictions)) if label in counts.index]
+    place = [classes_of(predictions).index(label) for label in counts.index]
     truth, probabilities = truth_of(predictions)[:, place], probabilities_of(predictions)[:, place]
     enough = has_enough(counts).to_numpy() | (not multi_label)
-    def each(measure): return np.stack([measure(*column, weights) for column in zip(truth.T, probabilities.T)], axis=-1)
-    def mean(values): return values[..., enough].mean(axis=-1) if enough.any() else np.full(len(weights), np.nan)
+    def each(measure):
+        return np.stack([measure(*of, weights) for of in zip(truth.T, probabilities.T)], axis=-1)
+    def mean(values):
+        return values[..., enough].mean(axis=-1) if enough.any() else np.full(len(weights), np.nan)
     overall, by_class = {}, {}
     if not multi_label and asked(*OF_CALLS):
-        confusion = confusion_matrix(truth.argmax(axis=1), probabilities.argmax(axis=1), len(counts), weights)
+        true, called = truth.argmax(axis=1), probabilities.argmax(axis=1)
+        confusion = confusion_matrix(true, called, len(counts), weights)
         overall |= overall_measures(confusion)
         by_class |= class_measures(confusion)
     for name, measure in BY_ORDER.items():
@@ -196,7 +206,8 @@ def all_measures(
     for name, measure in BY_PROBABILITY.items():
         if not asked(name): continue
         if multi_label: by_class[name] = each(measure)
-        overall[name] = mean(by_class[name]) if multi_label else measure(truth, probabilities, weights)
+        overall[name] = (mean(by_class[name]) if multi_label
+                         else measure(truth, probabilities, weights))
     if thresholds and asked(*(f'{name}_at_threshold' for name in AT_THRESHOLD)):
         called = called_at(probabilities, [thresholds[label] for label in counts.index])
         at = class_measures(confusion_by_class(truth, called, weights))
@@ -206,14 +217,14 @@ def all_measures(
                for number, label in enumerate(counts.index)}
     return {key: values for key, values in result.items() if asked(key[0])}
 
-# %% ../nbs/05c_intervals.ipynb #6c919e85
+# %% ../nbs/05c_intervals.ipynb #37f2950e
 INTERVALS = ('percentile', 'bca')
 NO_INTERVAL = {'calibration_error': 'chance adds to it, and resampling adds again: no interval'}
 UNKNOWN = 'patients unknown: too narrow if a patient has several of these images'
 
 def evaluate(
     predictions:pd.DataFrame, # a table of predictions
-    thresholds:Mapping[str, float]|None=None, # label -> threshold, from `choose_thresholds` on validation data
+    thresholds:Mapping[str, float]|None=None, # label -> threshold, chosen on validation data
     resamples:int=1000, # bootstrap resamples of patients
     seed:int=0, # of the resampling
     interval:str='percentile', # or 'bca'
@@ -222,11 +233,14 @@ def evaluate(
 ) -> pd.DataFrame: # measure, label, value, low, high, images, patients, positive_patients, reason
     """All measures with 95% intervals over patients, and the reason where there is none.
 
-    A class with fewer than `FEW_PATIENTS` patients with or without it gets its value and no interval.
-    Raises `ValueError` for a table that `check_predictions` refuses, or an unknown kind of interval."""
-    if interval not in INTERVALS: raise ValueError(f"No interval {interval!r}: choose one of {', '.join(INTERVALS)}.")
+    A class with fewer than `FEW_PATIENTS` patients with or without it gets its value and no
+    interval. Raises `ValueError` for a table that `check_predictions` refuses, or another kind of
+    interval."""
+    if interval not in INTERVALS:
+        raise ValueError(f"No interval {interval!r}: choose one of {', '.join(INTERVALS)}.")
     if stratified and is_multi_label(predictions):
-        raise ValueError("Images with several findings have no one label to stratify by: leave `stratified` out.")
+        raise ValueError("Images with several findings have no one label to stratify by: "
+                         "leave `stratified` out.")
     predictions, counts = check_predictions(predictions), count_patients(predictions)
     patient, strata = predictions['patient_id'], predictions['label'] if stratified else None
     point = all_measures(predictions, np.ones((1, len(predictions))), thresholds, measures)
@@ -237,20 +251,23 @@ def evaluate(
     drawn = measured(weights_in_chunks(patient, resamples, seed, strata))
     left_out = measured(leave_one_out(patient)) if interval == 'bca' else {}
     kinds = _strata(pd.factorize(patient)[0], strata)
+    everyone = dict(images=len(predictions), patients=patient.nunique(),
+                    positive_patients=patient.nunique())
     rows = []
-    for (measure, label), (value,) in point.items():
-        low, high, reason = np.nan, np.nan, _reason(predictions, counts, thresholds, measure, label, value)
-        key = measure, label
+    for key, (value,) in point.items():
+        measure, label = key
+        low = high = np.nan
+        reason = _reason(predictions, counts, thresholds, measure, label, value)
         if not reason:
             low, high = (percentile_interval(drawn[key]) if interval == 'percentile' else
                          bca_interval(value, drawn[key], left_out[key], kinds))
             if np.isnan(low): reason = 'the resamples do not differ: no interval'
             elif not patients_known(predictions): reason = UNKNOWN
-            elif label == 'all' and is_multi_label(predictions) and measure != 'micro_auc': reason = _mean_of(counts)
-        of = counts.loc[label] if label in counts.index else pd.Series(
-            dict(images=len(predictions), patients=patient.nunique(), positive_patients=patient.nunique()))
-        rows.append(dict(measure=measure, label=label, value=float(value), low=low, high=high, images=int(of['images']),
-                         patients=int(of['patients']), positive_patients=int(of['positive_patients']), reason=reason))
+            elif label == 'all' and is_multi_label(predictions) and measure != 'micro_auc':
+                reason = _mean_of(counts)
+        of = everyone if label == 'all' else counts.loc[label]
+        rows.append(dict(measure=measure, label=label, value=float(value), low=low, high=high,
+                         **{name: int(of[name]) for name in everyone}, reason=reason))
     return pd.DataFrame(rows)
 
 def _reason(predictions, counts, thresholds, measure, label, value):
@@ -263,11 +280,14 @@ def _reason(predictions, counts, thresholds, measure, label, value):
             number = of[f'{kind}_patients']
             if number < FEW_PATIENTS: return f'{number} {kind} patients: fewer than {FEW_PATIENTS}'
     elif is_multi_label(predictions):
-        if len(few) == len(counts): return f'no finding has {FEW_PATIENTS} patients with and without it'
+        if len(few) == len(counts):
+            return f'no finding has {FEW_PATIENTS} patients with and without it'
     elif np.isnan(value):
         absent = counts.index[counts['positive_images'] == 0]
-        return f"no positive images of {', '.join(absent)}" if len(absent) else 'undefined: a class was never called'
-    elif len(few): return f"fewer than {FEW_PATIENTS} patients with or without {', '.join(few.index)}"
+        if not len(absent): return 'undefined: a class was never called'
+        return f"no positive images of {', '.join(absent)}"
+    elif len(few):
+        return f"fewer than {FEW_PATIENTS} patients with or without {', '.join(few.index)}"
     return NO_INTERVAL.get(measure, '')
 
 def _undefined(predictions, thresholds, measure, label, of):
@@ -281,4 +301,5 @@ def _undefined(predictions, thresholds, measure, label, of):
 def _mean_of(counts):
     few = counts.index[~has_enough(counts)]
     kept = len(counts) - len(few)
-    return f"mean of {kept} finding{'s' * (kept > 1)}" + (f", without {', '.join(few)}: too few patients" if len(few) else '')
+    without = f", without {', '.join(few)}: too few patients" if len(few) else ''
+    return f"mean of {kept} finding{'s' * (kept > 1)}{without}"
