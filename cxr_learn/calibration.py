@@ -7,7 +7,7 @@ __all__ = ['SMALLEST', 'BINS', 'NORMAL_95', 'HOTTEST', 'NEAR', 'brier', 'log_los
            'calibration_error', 'top_label', 'Temperature', 'fit_temperature', 'refuse_test', 'Isotonic',
            'fit_isotonic']
 
-# %% ../nbs/05b_calibration.ipynb #5b580378
+# %% ../nbs/05b_calibration.ipynb #2d7788c6
 import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,12 +18,13 @@ import pandas as pd
 from scipy.optimize import isotonic_regression, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
+from .cohorts import SPLIT_WORDS
 from .curves import known_images
 from .measures import (COLOURS, FEW_PATIENTS, LINES, PREFIX, classes_of, image_weights,
                                 is_multi_label, probabilities_of, truth_of)
 
-# %% ../nbs/05b_calibration.ipynb #a048a0c4
-SMALLEST = np.finfo(float).eps  # a probability of 0 counts as this in a logarithm, as in scikit-learn
+# %% ../nbs/05b_calibration.ipynb #45882787
+SMALLEST = np.finfo(float).eps  # a probability of 0 counts as this in a logarithm (scikit-learn too)
 
 def brier(
     truth:np.ndarray, # `(n,)` of one class, or `(n, classes)`: 1, 0, or NaN where not known
@@ -191,7 +192,7 @@ def top_label(
     right, sure = (np.take_along_axis(of, called, axis=1)[:, 0] for of in (truth, probabilities))
     return right, sure
 
-# %% ../nbs/05b_calibration.ipynb #3ca2e1dd
+# %% ../nbs/05b_calibration.ipynb #76fee8f1
 HOTTEST = 20.  # temperatures are sought between one over this and this
 NEAR = .01  # an optimum so near to the end (its logarithm) is none
 
@@ -279,7 +280,9 @@ def refuse_test(
     purpose:str='Calibration is fitted', # what would be done with them, for the message
 ) -> None:
     "Raise `ValueError` for predictions of the test set."
-    if 'split' in predictions and (predictions['split'] == 'test').any():
+    if 'split' not in predictions: return
+    words = predictions['split'].astype(str).str.strip().str.lower().map(SPLIT_WORDS)
+    if (words == 'test').any():
         raise ValueError(f"{purpose} on validation predictions, and these are of the test set: the "
                          "model would look better than it is.")
 

@@ -169,7 +169,9 @@ def test_a_repair_repairs_and_leaves_the_table_as_it_was():
 
 def test_test_predictions_are_refused():
     for fit in (fit_temperature, fit_isotonic, refuse_test):
-        with pytest.raises(ValueError, match='of the test set'): fit(table(100, 2, split='test'))
+        for word in ('test', ' Test', 'testing'):
+            with pytest.raises(ValueError, match='of the test set'): fit(table(100, 2, split=word))
+    refuse_test(table(100, 2).drop(columns='split'))
 
 def test_too_small_a_validation_set_is_told_and_nothing_changes():
     small = table(8, 2)
