@@ -25,7 +25,7 @@ from .cohorts import (CohortError, check_test_labels, patient_noun, require_one_
                                summarise_cohort, write_atomically)
 from .comparison import SEEDS_FOR_A_CLAIM, compare_with_first
 from .evaluation import run_study
-from .pages import score_table, seed_table, write_report
+from .pages import check_shortcuts, score_table, seed_table, write_report
 from .sweep import FROM_SCRATCH, check_runs, freezing_plan, sweep_plan
 from .cards import CARDS
 from .cleaning import clean
@@ -67,7 +67,7 @@ def demo(
     say=print, # where lines of text go
 ) -> Path: # the report
     """Compare the custom CNN with a pretrained ResNet-18 under freezing, and write `report.html`,
-    `results.csv`, `predictions.csv` and `run.json` into `out`. An interrupted run goes on."""
+    `results.csv`, `controls.csv`, `predictions.csv` and `run.json` into `out`. An interrupted run goes on."""
     settings, phantom, size = (TINY_SETTINGS, TINY_PHANTOM, TINY_IMAGE_SIZE) if tiny else (SETTINGS, PHANTOM, IMAGE_SIZE)
     if epochs is not None: settings = {**settings, 'epochs': epochs}
     _check_numbers(settings['epochs'], seed, seeds, limit)
@@ -107,7 +107,9 @@ def _study(runs, settings, data, path, out, seed, limit, size, phantom, task, ne
             f"{record['seconds_per_epoch']:.1f} s, kept {record['best_epoch']}, "
             f"validation accuracy {record['history'][record['best_epoch'] - 1]['valid_accuracy']:.3f}")
     study = run_study(cohort, store, runs, out, settings, progress, on_run)
-    return _write_results(study, cohort, store, out, data, started, say)
+    say('Asking the models what they know without the lungs ...')
+    controls = check_shortcuts(study, cohort, store, runs, out, settings)
+    return _write_results(study, controls, cohort, store, out, data, started, say)
 
 def _find(data):
     path = None if data == 'folder' else find_collection(data)
@@ -115,9 +117,10 @@ def _find(data):
         raise CohortError(f"Where is {data}? Name its folder with --path, or a folder that holds it with CXR_DATA.")
     return path
 
-def _write_results(study, cohort, store, out, data, started, say):
+def _write_results(study, controls, cohort, store, out, data, started, say):
     comparison, summary = compare_with_first(study), summarise_cohort(cohort).attrs['caption']
-    write_atomically(out/'results.csv', lambda file: study['results'].to_csv(file, index=False))
+    for name, table in (('results', study['results']), ('controls', controls)):
+        write_atomically(out/f'{name}.csv', lambda file: table.to_csv(file, index=False))
     seconds = sum(row['seconds'] for record in study['records'] for row in record['history'])
     run = dict(data=data, cohort=summary, split_rule=cohort['split_rule'].iloc[0], data_digest=study['plan']['data'], plan=study['plan'],
                earlier_plans=study['earlier_plans'], seeds=sorted({record['seed'] for record in study['records']}),
@@ -127,7 +130,7 @@ def _write_results(study, cohort, store, out, data, started, say):
     write_atomically(out/'run.json', lambda file: file.write_text(json.dumps(run, indent=1)))
     report = out/'report.html'
     write_report(study, comparison, cohort, report, f"{_models(study['records'])} on {data}", REMARKS.get(data, ''),
-                 store if data == 'phantom' else None, store.unreadable)
+                 store if data == 'phantom' else None, store.unreadable, controls)
     scores = score_table(study['results'])[['model', 'seed', 'macro_auc', 'accuracy']]
     say('\n' + scores.to_string(index=False))
     if len(run['seeds']) > 1:
