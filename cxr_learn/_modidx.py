@@ -266,6 +266,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'cxr_learn.comparison._mean_measures': ('comparison.html#_mean_measures', 'cxr_learn/comparison.py'),
                                       'cxr_learn.comparison._placements': ('comparison.html#_placements', 'cxr_learn/comparison.py'),
                                       'cxr_learn.comparison._verdict': ('comparison.html#_verdict', 'cxr_learn/comparison.py'),
+                                      'cxr_learn.comparison.bootstrap_p_value': ( 'comparison.html#bootstrap_p_value',
+                                                                                  'cxr_learn/comparison.py'),
                                       'cxr_learn.comparison.compare': ('comparison.html#compare', 'cxr_learn/comparison.py'),
                                       'cxr_learn.comparison.compare_models': ('comparison.html#compare_models', 'cxr_learn/comparison.py'),
                                       'cxr_learn.comparison.compare_with_first': ( 'comparison.html#compare_with_first',
