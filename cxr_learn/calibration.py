@@ -23,8 +23,8 @@ from .curves import known_images
 from .measures import (COLOURS, FEW_PATIENTS, LINES, PREFIX, classes_of, image_weights,
                                 is_multi_label, probabilities_of, truth_of)
 
-# %% ../nbs/05b_calibration.ipynb #45882787
-SMALLEST = np.finfo(float).eps  # a probability of 0 counts as this in a logarithm (scikit-learn too)
+# %% ../nbs/05b_calibration.ipynb #caae619c
+SMALLEST = np.finfo(float).eps  # what 0 counts as in a logarithm, as in scikit-learn
 
 def brier(
     truth:np.ndarray, # `(n,)` of one class, or `(n, classes)`: 1, 0, or NaN where not known
