@@ -104,7 +104,7 @@ def write_judgement(
         'as a hard case.'))
     write_page(file, title, sections)
 
-# %% ../nbs/14d_judging.ipynb #eecb78bd
+# %% ../nbs/14d_judging.ipynb #7de2f72e
 def _first_seeds(judged):
     "model -> its test rows of one seed, and model -> their scores"
     results, test = judged['results'], judged['test']
@@ -132,10 +132,13 @@ def _scores(judged):
              _cells(results[results['label'] != 'all'], ['model', 'seed', 'label'], 'measure', 'Each class against all others.')]
     if len(judged['comparison']):
         parts.append(table_html(judged['comparison'], 'Each model minus the first, on the same patients.'))
-    reasons = results.loc[results['reason'] != '', ['model', 'label', 'measure', 'reason']].drop_duplicates()
+    reasons = results[results['reason'] != '']
+    for joined, by in (('measure', ['model', 'label']), ('label', ['model', 'measure']), ('model', ['label', 'measure'])):
+        names = reasons.groupby([*by, 'reason'], sort=False)[joined]
+        reasons = names.agg(lambda values: ', '.join(dict.fromkeys(values))).reset_index()
     if len(reasons):
-        reasons = reasons.groupby(['model', 'label', 'reason'], sort=False)['measure'].agg(', '.join).reset_index()
-        parts.append(table_html(reasons, 'Why a value or an interval is missing, or must be read with care.'))
+        parts.append(table_html(reasons[['model', 'label', 'measure', 'reason']], (
+            'Why a value or an interval is missing, or must be read with care.')))
     return ''.join(parts)
 
 def _cells(results, rows, columns, caption):
@@ -143,15 +146,24 @@ def _cells(results, rows, columns, caption):
     table = results.assign(score=score).pivot_table(index=rows, columns=columns, values='score', aggfunc='first', sort=False)
     return table_html(table.rename_axis(columns=None).reset_index(), caption)
 
-# %% ../nbs/14d_judging.ipynb #e8d38e6d
+# %% ../nbs/14d_judging.ipynb #a07e3215
 def _curves(judged):
     tables, scores = _first_seeds(judged)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
-    plot_roc(tables, axes[0], scores); plot_precision_recall(tables, axes[1], scores)
-    figures = [figure_html(figure, 'ROC and precision-recall curves on the test rows, the first seed of each model.')]
+    figures = []
+    for labels in _asked(judged):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+        plot_roc(tables, axes[0], scores, labels); plot_precision_recall(tables, axes[1], scores, labels)
+        figures.append(figure_html(figure, f"{', '.join(labels or [])} ROC and precision-recall curves on the test rows, "
+                                           "the first seed of each model.".strip()))
     if not is_multi_label(judged['test']):
         figures.append(figure_html(_figure_of(plot_confusion(tables)), 'Confusion matrices: the most probable class is called.'))
     return ''.join(figures)
+
+def _asked(judged):
+    "One figure for all classes; of several findings one for each that enough patients have"
+    if not is_multi_label(judged['test']): return [None]
+    measured = judged['results'].query("measure == 'auc' and low.notna()")
+    return [[label] for label in dict.fromkeys(measured['label'])]
 
 def _figure_of(axes): return np.ravel(axes)[0].figure
 
@@ -177,8 +189,8 @@ def _subgroups(table):
 
 def _probabilities(judged):
     tables, _ = _first_seeds(judged)
-    asked = _classes(judged) if is_multi_label(judged['test']) else [None]
-    parts = [figure_html(_figure_of(plot_reliability(tables, label)), 'What was said, and how often it came true.') for label in asked]
+    parts = [figure_html(_figure_of(plot_reliability(tables, labels and labels[0])), 'What was said, and how often it came true.')
+             for labels in _asked(judged)]
     if judged['calibrated'] is not None:
         before = judged['results'][judged['results']['measure'].isin(BY_PROBABILITY)]
         both = pd.concat([before.assign(probabilities='as they came'), judged['calibrated'].assign(probabilities='tempered')])
