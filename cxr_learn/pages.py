@@ -175,7 +175,7 @@ WARNING = ('Not for clinical use. A page of a course: it shows how models are co
 LEAKY_WARNING = ('The images were split without regard to patients (leaky): the test set shows patients of the '
                  'training set, and every score below is too good.')
 
-# %% ../nbs/14c_pages.ipynb #ba43362d
+# %% ../nbs/14c_pages.ipynb #17916cd6
 def _data_section(cohort, remarks, examples, unreadable):
     summary = summarise_cohort(cohort)
     parts = [f'<p>{html.escape(remarks)}</p>' if remarks else '']
@@ -207,11 +207,12 @@ def _scores_section(study, comparison, noun):
     if seeds > 1:
         parts.append(table_html(seed_table(results), f'Mean and standard deviation over {seeds} seeds.'))
     if len(comparison):
-        columns = ['model', 'measure', 'difference', 'low', 'high', 'p_value', 'seeds', 'verdict']
+        columns = ['model', 'measure', 'difference', 'low', 'high', 'p_value', 'p_corrected', 'method', 'seeds', 'seed_spread', 'verdict']
         parts.append(table_html(comparison[columns], (
             f'Each model minus the {comparison["against"].iloc[0]}, measures averaged over seeds, paired on the '
-            f'same test patients, with 95% interval over patients. A claim needs {SEEDS_FOR_A_CLAIM} seeds. The '
-            f'p-values are not corrected for the {len(comparison)} comparisons.')))
+            f'same test patients, with 95% interval over patients. `p_corrected` is Holm\'s, for {len(comparison)} comparisons; '
+            f'`seed_spread` is the standard deviation of the difference between seeds, apart from the interval. A claim needs '
+            f'{SEEDS_FOR_A_CLAIM} seeds.')))
     return ''.join(parts)
 
 def _controls_section(controls):
