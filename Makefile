@@ -36,7 +36,7 @@ assignments: $(STAMP) ## release the student copies, grade a solved and a blank 
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python nbs/assignments/release.py
 
 bench: $(STAMP) ## measure speed, into results/benchmarks
-	for script in run training freezing input decoding hashing; do $(BIN)/python tests/benchmarks/$$script.py || exit 1; done
+	for script in run training freezing input decoding hashing bootstrap; do $(BIN)/python tests/benchmarks/$$script.py || exit 1; done
 
 clean: ## remove what was built; results and the environment stay
 	rm -rf build dist *.egg-info docs/_build .pytest_cache
