@@ -34,7 +34,7 @@ from .training import plot_history
 from .transfer import shipped_card
 
 # %% ../nbs/14c_pages.ipynb #3f52a7f1
-TRAINING_FILMS = 200  # whose lungs are found, so that a marker is not looked for inside them
+TRAINING_FILMS = 100  # whose lungs are found, so that a marker is not looked for inside them
 
 def detailed_models(
     study:dict, # from `run_study`
