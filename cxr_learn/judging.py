@@ -185,7 +185,7 @@ def _subgroups(table):
                'p_corrected', 'verdict', 'reason']
     return table_html(table.assign(score=score)[columns], (
         'Each group, and how it differs from the rest. Groups with fewer than ten patients with or without the finding have no '
-        'interval and are not compared. `p_corrected` is Holm\'s, over the whole table of a model.'))
+        'interval and are not compared. p_corrected is Holm\'s, over the whole table of a model.'))
 
 def _probabilities(judged):
     tables, _ = _first_seeds(judged)

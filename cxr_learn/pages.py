@@ -207,11 +207,11 @@ def _scores_section(study, comparison, noun):
     if seeds > 1:
         parts.append(table_html(seed_table(results), f'Mean and standard deviation over {seeds} seeds.'))
     if len(comparison):
-        columns = ['model', 'measure', 'difference', 'low', 'high', 'p_value', 'p_corrected', 'method', 'seeds', 'seed_spread', 'verdict']
+        columns = ['model', 'measure', 'difference', 'low', 'high', 'p_value', 'p_corrected', 'verdict', 'seeds', 'seed_spread', 'method']
         parts.append(table_html(comparison[columns], (
             f'Each model minus the {comparison["against"].iloc[0]}, measures averaged over seeds, paired on the '
-            f'same test patients, with 95% interval over patients. `p_corrected` is Holm\'s, for {len(comparison)} comparisons; '
-            f'`seed_spread` is the standard deviation of the difference between seeds, apart from the interval. A claim needs '
+            f'same test patients, with 95% interval over patients. p_corrected is Holm\'s, for {len(comparison)} comparisons; '
+            f'seed_spread is the standard deviation of the difference between seeds, apart from the interval. A claim needs '
             f'{SEEDS_FOR_A_CLAIM} seeds.')))
     return ''.join(parts)
 
