@@ -62,7 +62,8 @@ def weights_in_chunks(
     strata:Sequence|None=None, # `(n,)`: keep the number of patients of each kind, such as the label
 ) -> Iterator[np.ndarray]: # int `(some resamples, n)`: how often each image counts
     "The rows of `resample_patients`, a block at a time."
-    code, patients = pd.factorize(np.asarray(patient_id))
+    if resamples < 1: raise ValueError(f"resamples = {resamples}: draw the patients once or more.")
+    code, patients = _numbered(patient_id)
     kinds = _strata(code, strata)
     members = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
     random = np.random.default_rng(seed)
@@ -86,6 +87,14 @@ def resample_patients(
     With `strata` each kind of patient is drawn from its own; a patient with images of both kinds
     is a third kind."""
     return np.concatenate(list(weights_in_chunks(patient_id, resamples, seed, strata)))
+
+def _numbered(patient_id):
+    "The number of each image's patient, and the patients; refuses images without one"
+    code, patients = pd.factorize(np.asarray(patient_id))
+    if (code < 0).any():
+        raise ValueError(f"{(code < 0).sum()} image(s) have no patient_id: `check_predictions` lets "
+                         "each of them stand in for a patient.")
+    return code, patients
 
 def _strata(code, strata):
     "The number of each patient's stratum: which kinds of images the patient has"
@@ -113,7 +122,7 @@ def leave_one_out(
     patient_id:Sequence[str], # `(n,)`: the patient of each image
 ) -> Iterator[np.ndarray]: # int `(some patients, n)`: 0 for the images of one patient, else 1
     "The weights of the jackknife, a block at a time: each row leaves out one patient."
-    code = pd.factorize(np.asarray(patient_id))[0]
+    code = _numbered(patient_id)[0]
     block = max(1, IMAGES_AT_ONCE // len(code))
     for start in range(0, code.max() + 1, block):
         left_out = np.arange(start, min(start + block, code.max() + 1))
@@ -156,6 +165,7 @@ def count_patients(
         groups = {'': ~np.isnan(truth), 'positive_': truth == 1, 'negative_': truth == 0}
         rows[label] = {f'{which}images': int(group.sum()) for which, group in groups.items()} | {
             f'{which}patients': len(np.unique(patient[group])) for which, group in groups.items()}
+    if not rows: raise ValueError(f"{NO_FINDING!r} alone is no finding: add columns of others.")
     return pd.DataFrame.from_dict(rows, orient='index')
 
 def has_enough(
@@ -182,7 +192,8 @@ def all_measures(
     With one label per image the call is the most probable class, and macro is the mean over all
     classes. With several findings nothing is called without thresholds, and macro (also of
     `BY_PROBABILITY`) is the mean over the findings that `has_enough`. Measures `_at_threshold`
-    call each class on its own."""
+    call each class on its own. Raises `ValueError` for a measure that this table cannot have, and
+    for a class without a threshold."""
     def asked(*names): return measures is None or not set(names).isdisjoint(measures)
     counts, multi_label = count_patients(predictions), is_multi_label(predictions)
     place = [classes_of(predictions).index(label) for label in counts.index]
@@ -209,12 +220,19 @@ def all_measures(
         overall[name] = (mean(by_class[name]) if multi_label
                          else measure(truth, probabilities, weights))
     if thresholds and asked(*(f'{name}_at_threshold' for name in AT_THRESHOLD)):
+        missing = [label for label in counts.index if label not in thresholds]
+        if missing:
+            raise ValueError(f"No threshold for {', '.join(missing)}: choose it on validation.")
         called = called_at(probabilities, [thresholds[label] for label in counts.index])
         at = class_measures(confusion_by_class(truth, called, weights))
         by_class |= {f'{name}_at_threshold': at[name][..., 1] for name in AT_THRESHOLD}
     result = {(name, 'all'): values for name, values in overall.items()}
     result |= {(name, label): values[..., number] for name, values in by_class.items()
                for number, label in enumerate(counts.index)}
+    unknown = {*(measures or ())} - {name for name, _ in result}
+    if unknown:
+        raise ValueError(f"This table has no {', '.join(sorted(unknown))}: see the measures of "
+                         "evaluate(predictions). Those at a threshold need thresholds.")
     return {key: values for key, values in result.items() if asked(key[0])}
 
 # %% ../nbs/05c_intervals.ipynb #37f2950e

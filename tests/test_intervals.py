@@ -168,3 +168,16 @@ def test_wrong_predictions_are_refused(change, words):
 
 def test_an_unknown_kind_of_interval_is_refused():
     with pytest.raises(ValueError, match='percentile, bca'): evaluate(table(['a', 'b'] * 8), interval='normal')
+
+def test_images_without_a_patient_are_refused():
+    "They would all be counted as the last patient's"
+    for draw in (resample_patients, lambda patients: list(leave_one_out(patients))):
+        with pytest.raises(ValueError, match='1 image.s. have no patient_id'): draw(np.array(['a', None, 'b'], dtype=object))
+    with pytest.raises(ValueError, match='once or more'): resample_patients(['a', 'b'], 0)
+
+def test_what_cannot_be_measured_is_named():
+    cohort = table(['a', 'b'] * 15)
+    with pytest.raises(ValueError, match='no acuracy'): evaluate(cohort, resamples=5, measures=['acuracy'])
+    with pytest.raises(ValueError, match='no ppv_at_threshold'): evaluate(cohort, resamples=5, measures=['ppv_at_threshold'])
+    with pytest.raises(ValueError, match='No threshold for b'): evaluate(cohort, {'a': .5}, resamples=5)
+    with pytest.raises(ValueError, match='alone is no finding'): evaluate(findings(**{'No Finding': [0, 1]}), resamples=5)
