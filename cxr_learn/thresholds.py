@@ -18,10 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .cohorts import SPLIT_WORDS
-from .curves import roc_curve
+from .curves import known_images, roc_curve
 from .intervals import resample_patients
 from cxr_learn.measures import (
-    COLOURS, LINES, class_measures, classes_of, confusion_matrix, image_weights,
+    COLOURS, LINES, class_measures, classes_of, confusion_matrix,
     predictive_values, probabilities_of, truth_of,
 )
 
@@ -71,7 +71,7 @@ RULES = {'youden': youden, 'equal rates': equal_rates,
 
 # %% ../nbs/05d_thresholds.ipynb #6cdce2ab
 def pick_threshold(
-    positive:np.ndarray, # bool `(n,)`, of validation images
+    positive:np.ndarray, # bool `(n,)`, or 1, 0 and NaN where not known; of validation images
     score:np.ndarray, # float `(n,)`: higher means more likely positive
     rule:str|Callable='youden', # one of `RULES`, or a function with the arguments of `youden`
     prevalence:float|None=None, # share of the ill where it will be used; that of `positive` if None
@@ -80,7 +80,7 @@ def pick_threshold(
     """The threshold a rule likes best; the highest one where several are equal.
 
     Raises `ValueError` for an unknown rule, for lengths that differ and for scores that are NaN."""
-    positive, score = np.asarray(positive, dtype=bool), np.asarray(score, dtype=float)
+    positive, score = np.asarray(positive), np.asarray(score, dtype=float)
     if positive.shape != score.shape:
         raise ValueError(f"{len(positive)} truths and {len(score)} scores: give one of each.")
     if np.isnan(score).any():
@@ -89,6 +89,7 @@ def pick_threshold(
         raise ValueError(f"The rule {rule!r} is unknown: use {', '.join(RULES)}, or a function.")
     if prevalence is not None and not 0 < prevalence < 1:
         raise ValueError(f"prevalence = {prevalence}: a share above 0 and below 1.")
+    positive, score, _ = known_images(positive, score)
     if positive.all() or not positive.any(): return float('nan')
     false_alarms, sensitivity, threshold = roc_curve(positive, score)
     rule = RULES[rule] if isinstance(rule, str) else rule
@@ -173,7 +174,7 @@ def plot_at_thresholds(
 THRESHOLD_PROBABILITIES = np.arange(1, 100) / 100  # at which a net benefit curve is drawn
 
 def net_benefit(
-    positive:np.ndarray, # bool `(n,)`
+    positive:np.ndarray, # bool `(n,)`, or 1, 0 and NaN where not known
     score:np.ndarray, # float `(n,)`: probabilities, calibrated if the curve is to mean anything
     weights:np.ndarray|None=None, # `(..., n)`: how often each image counts; once if None
     at:np.ndarray=THRESHOLD_PROBABILITIES, # `(t,)` in (0, 1): act at or above this probability
@@ -182,10 +183,9 @@ def net_benefit(
     at = np.atleast_1d(np.asarray(at, dtype=float))
     if not ((at > 0) & (at < 1)).all():
         raise ValueError("A threshold probability lies between 0 and 1.")
-    weights, score = image_weights(weights, positive, score), np.asarray(score, dtype=float)
-    if np.isnan(score).any(): raise ValueError(f"{np.isnan(score).sum()} scores are NaN: fill them.")
+    positive, score, weights = known_images(positive, score, weights)
     called = score[:, None] >= at
-    worth = np.where(np.asarray(positive, dtype=bool)[:, None], 1, -at / (1 - at))
+    worth = np.where(positive[:, None], 1, -at / (1 - at))
     return weights @ (called * worth) / weights.sum(axis=-1, keepdims=True)
 
 # %% ../nbs/05d_thresholds.ipynb #db2c634d

@@ -90,7 +90,7 @@ def test_net_benefit_by_loop_and_with_weights(rng):
             by_hand = (called & y).sum() / len(y) - (called & ~y).sum() / len(y) * p / (1 - p)
             assert curves[row, column] == pytest.approx(by_hand, abs=1e-12)
     with pytest.raises(ValueError, match='Lengths differ'): net_benefit(positive, score, weights[:, 1:])
-    with pytest.raises(ValueError, match='are NaN'): net_benefit(positive, np.full(40, np.nan))
+    with pytest.raises(ValueError, match='NaN'): net_benefit(positive, np.full(40, np.nan))
     with pytest.raises(ValueError, match='between 0 and 1'): net_benefit(positive, score, at=[0, .5])
 
 def test_calibrated_probabilities_are_never_worse_than_everybody_or_nobody_in_the_long_run(rng):
@@ -126,3 +126,9 @@ def test_the_panel_follows_its_controls_without_a_front_end():
     several = threshold_widget(findings())
     several.children[0].children[1].value = 1.
     assert 'PPV nan' in several.children[2].value  # nobody is called at 1
+
+def test_images_of_unknown_truth_do_not_count_as_ill():
+    truth, score = np.array([1, 0, np.nan, 0]), np.array([.6, .2, .9, .3])
+    known = ~np.isnan(truth)
+    assert pick_threshold(truth, score) == pick_threshold(truth[known] == 1, score[known])
+    assert net_benefit(truth, score, at=.1) == net_benefit(truth[known] == 1, score[known], at=.1)
