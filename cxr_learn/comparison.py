@@ -36,6 +36,7 @@ def compare_models(
     one, other = _aligned(one, other)
     keys, first = [_key(measure) for measure in measures], one[0]
     names = {measure for measure, _ in keys}
+    _refuse_unknown(keys, all_measures(first, np.ones((1, len(first))), measures=names))
     blocks = [np.ones((1, len(first)), dtype=np.int32),
               *weights_in_chunks(first['patient_id'], resamples, seed)]  # row 0: everyone once
     drawn = [[_mean_measures(model, weights, names) for model in (one, other)]
@@ -49,6 +50,8 @@ def compare_models(
         if not reason and len(values):
             low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             p_value = bootstrap_p_value(values)
+            if low == high != 0 and resamples > 1:
+                low, high, p_value, reason = np.nan, np.nan, np.nan, _NO_SPREAD
         rows.append(dict(measure=key[0], label=key[1], difference=float(difference), low=float(low),
                          high=float(high), p_value=float(p_value),
                          patients=first['patient_id'].nunique(), reason=reason))
@@ -62,6 +65,15 @@ def bootstrap_p_value(
     Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.4."""
     wrong_side = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1, 2 * (wrong_side + 1) / (len(differences) + 1)))
+
+_NO_SPREAD = 'the resamples do not differ: no interval'  # such as a perfect model against a constant
+
+def _refuse_unknown(keys, measured):
+    for measure, label in keys:
+        if (measure, label) in measured: continue
+        labels = [of for name, of in measured if name == measure]
+        raise ValueError(f"There is no {measure} of {label}: ask for a pair such as "
+                         f"({measure!r}, {labels[-1]!r}), in a list.")
 
 def _key(measure): return (measure, 'all') if isinstance(measure, str) else tuple(measure)
 
@@ -118,7 +130,12 @@ def delong(
     other:np.ndarray, # float, likewise: scores of the second model for the same images
 ) -> DeLong: # NaN without positives or without negatives
     "DeLong's test of two correlated AUCs. Images of one patient must not be in it twice."
-    positive = np.asarray(positive, dtype=bool)
+    positive, one, other = _known(positive), np.asarray(one), np.asarray(other)
+    if not len(positive) == one.shape[-1] == other.shape[-1]:
+        raise ValueError(f"{len(positive)} truths, {one.shape[-1]} and {other.shape[-1]} scores: "
+                         "give the same images.")
+    if np.isnan(one).any() or np.isnan(other).any():
+        raise ValueError("Scores are missing (NaN): predict every image with both models.")
     with np.errstate(invalid='ignore', divide='ignore'):
         placed = [_placements(positive, np.atleast_2d(scores)) for scores in (one, other)]
     of_ill, of_healthy = (np.stack(part) for part in zip(*placed))
@@ -129,9 +146,16 @@ def delong(
     difference = float(areas[0] - areas[1])
     spread = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0)))
     z = difference / spread if spread > 0 else 0. if difference == 0 else np.nan
-    reach = ndtri((1 + LEVEL) / 2) * spread
+    reach = ndtri((1 + LEVEL) / 2) * spread if spread > 0 or difference == 0 else np.nan
     return DeLong(*areas.tolist(), covariance, difference, difference - reach, difference + reach,
                   z, float(2 * ndtr(-abs(z))))
+
+def _known(answers):
+    "Yes or no for every image; refuses what is neither"
+    answers = np.asarray(answers)
+    if not np.isin(answers, [0, 1]).all():
+        raise ValueError("True or false is needed of every image: leave out those not known.")
+    return answers.astype(bool)
 
 def _placements(positive, scores):
     "Shares of healthy images below each ill one, and of ill images above each healthy one"
@@ -159,7 +183,7 @@ def mcnemar(
 ) -> McNemar: # NaN without images
     """McNemar's exact test and its mid-p. The interval is Wald's with half an image added to each
     cell (Agresti and Min, Stat Med 2005;24:729-740)."""
-    one, other = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
+    one, other = _known(one), _known(other)
     if len(one) != len(other):
         raise ValueError(f"{len(one)} and {len(other)} images: give the same ones.")
     if not len(one): return McNemar(0, 0, *[np.nan] * 5)
@@ -198,6 +222,7 @@ def compare(
         if not row['reason'] and method != _BOOTSTRAP:
             test = _exactly(method, one, other, *key)
             row |= {name: getattr(test, name) for name in ('difference', 'low', 'high', 'p_value')}
+            if np.isnan(row['p_value']): row['reason'] = _NO_SPREAD
         fewest, spread = min(len(one), len(other)), np.nan
         if fewest >= SEEDS_FOR_A_CLAIM:
             spread = float(np.sqrt(sum(np.var(model[key], ddof=1) for model in seeds)))
@@ -270,7 +295,7 @@ def compare_with_first(
     if not others: return pd.DataFrame()
     resamples = max(2000, RESAMPLES_PER_COMPARISON * len(others) * len(measures))
     compared = [compare(models[model], models[first], measures, resamples).assign(
-        model=model, against=first, seeds=len(models[model])) for model in others]
+        model=model, against=first) for model in others]
     table = pd.concat(compared, ignore_index=True)
     table['p_corrected'] = holm(table['p_value'])
     by_seed = [values[row.measure, row.model] - values[row.measure, first].mean()
@@ -279,10 +304,10 @@ def compare_with_first(
     return table
 
 def _verdict(row, by_seed):
-    if np.isnan(row.p_value): return 'too few patients'
+    if np.isnan(row.p_value): return 'not tested' if row.reason == _NO_SPREAD else 'too few patients'
     if row.low <= 0 <= row.high or row.p_corrected > ALARM: return 'no clear difference'
     direction = 'higher' if row.difference > 0 else 'lower'
     if (np.sign(by_seed) != np.sign(row.difference)).any():
         return f'{direction} on average, not in every seed'
-    if len(by_seed) >= SEEDS_FOR_A_CLAIM: return direction
-    return f'{direction} in {len(by_seed)} seed(s): not yet a claim'
+    if row.seeds >= SEEDS_FOR_A_CLAIM: return direction
+    return f'{direction} in {row.seeds} seed(s): not yet a claim'

@@ -131,3 +131,29 @@ def test_verdicts_need_seeds_and_the_correction():
     assert len(compare_with_first(study(1.))) == 0
     few = compare_with_first(study(1., 2.5, patients=14))
     assert (few['verdict'] == 'too few patients').all()
+
+def test_two_models_without_any_spread_are_not_tested():
+    "A perfect model against a constant: no resample differs, and no width could be believed"
+    table, = single(1.)
+    perfect, constant = (table.assign(probability_ill=p, probability_healthy=1 - p)
+                         for p in ((table['label'] == 'ill').astype(float), .5))
+    test = compare(perfect, constant, ['macro_auc', 'macro_sensitivity'], resamples=50)
+    assert test[['low', 'high', 'p_value']].isna().all(axis=None) and test['reason'].str.contains('do not differ').all()
+    assert (test['difference'] == .5).all()
+
+def test_what_cannot_be_compared_is_named():
+    one, other = single(1., 2., patients=60)
+    for measures, words in (('auc', "no auc of all.*'auc', 'ill'"), ('acuracy', 'no acuracy'), ([('auc', 'il')], 'no auc of il')):
+        with pytest.raises(ValueError, match=words): compare(one, other, measures, resamples=20)
+    with pytest.raises(ValueError, match='patient_id'): compare(one.assign(patient_id=None), other, resamples=20)
+    truth, score = np.array([1, 0, 1, 0, np.nan]), np.arange(5.)
+    with pytest.raises(ValueError, match='not known'): delong(truth, score, score)
+    with pytest.raises(ValueError, match='not known'): mcnemar(truth, truth)
+    with pytest.raises(ValueError, match='missing'): delong(truth[:4] == 1, score[:4], np.full(4, np.nan))
+    with pytest.raises(ValueError, match='4 truths, 4 and 5'): delong(truth[:4] == 1, score[:4], score)
+
+def test_a_claim_needs_the_seeds_of_both_models():
+    whole = study(1., 2.5)
+    once = {name: whole[name][~((whole[name]['model'] == 'model 0') & (whole[name]['seed'] > 0))] for name in ('predictions', 'results')}
+    row = compare_with_first(whole | once).iloc[0]
+    assert row['seeds'] == 1 and row['verdict'] == 'higher in 1 seed(s): not yet a claim'
