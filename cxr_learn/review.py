@@ -72,13 +72,17 @@ def read_decisions(
     if not Path(file).exists(): return pd.DataFrame(columns=DECISION_COLUMNS)
     rows = []
     with open(file, newline='', encoding='utf-8-sig', errors='replace') as text:
-        lines = csv.reader(text)
+        lines = csv.reader(text, strict=True)
         header = next(lines, [])
         if header != DECISION_COLUMNS:
             raise ValueError(f"{file} begins with {','.join(header)!r}: its first line should be "
                              f"{','.join(DECISION_COLUMNS)}.")
-        for row in lines:
-            if any(row): rows.append(_checked(row, f'{file}, line {lines.line_num}'))
+        try:
+            for row in lines:
+                if any(row): rows.append(_checked(row, f'{file}, line {lines.line_num}'))
+        except csv.Error as error:
+            raise ValueError(f"{file}, line {lines.line_num} or one before it is damaged ({error}). "
+                             "Correct or delete it.") from None
     table = pd.DataFrame(rows, columns=DECISION_COLUMNS)
     table = table[table['decision'] != '']
     return table.drop_duplicates(['reviewer', 'image'], keep='last').reset_index(drop=True)
@@ -104,6 +108,7 @@ def write_sheet(
     reviewer:str, # a name or initials
 ) -> None:
     "A CSV file with a line for each case, to be filled in by hand. Raises `FileExistsError`."
+    if not str(reviewer).strip(): raise ValueError("A sheet needs a reviewer: give initials.")
     if Path(file).exists():
         raise FileExistsError(f"{file} is there already and may hold decisions: name another file.")
     _append(file, [['', reviewer, image, '', ''] for image in cases['image']])
@@ -119,6 +124,9 @@ def review_widget(
 
     `children`: the picture, what is known, the right label to choose, the buttons (those of
     `DECISIONS`, then back and forward), and how far it is. Raises `ValueError` where the file is damaged."""
+    reviewer = str(reviewer).strip()
+    if not reviewer: raise ValueError("A decision needs a reviewer: give initials.")
+    cases = cases.assign(image=cases['image'].astype(str).str.strip())  # as the file gives it back
     cases = cases.drop_duplicates('image').reset_index(drop=True)
     if len(cases) == 0: raise ValueError("There are no cases to review.")
     told = cases.columns.intersection(['label', 'called', 'suggested'])
@@ -177,6 +185,7 @@ def agreement(
     decisions:pd.DataFrame, # from `read_decisions`, of one file or several
 ) -> pd.DataFrame: # first, second, images, same (share), kappa; a row for each two reviewers
     "How far reviewers agree on the images both have decided; kappa is NaN where it is undefined."
+    decisions = decisions.drop_duplicates(['reviewer', 'image'], keep='last')
     by_reviewer = {name: rows.set_index('image')['decision']
                    for name, rows in decisions.groupby('reviewer')}
     rows = []

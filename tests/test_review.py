@@ -158,3 +158,21 @@ def test_unknown_images_and_an_empty_rest_are_refused():
         apply_review(COHORT.head(1), decided(('anna', 'a', 'poor image', '')))
     stays, done = apply_review(COHORT, decided())
     assert stays.equals(COHORT) and len(done) == 0
+
+def test_the_panel_goes_on_whatever_images_and_reviewers_are_called(file):
+    cases = pd.DataFrame(dict(image=[1, 2], label='x'))
+    panel = review_widget(cases, file, ' AB ')
+    for _ in range(2): panel.children[3].children[0].click()
+    assert list(read_decisions(file)['image']) == ['1', '2'] and '2 decided' in panel.children[4].value
+    with pytest.raises(ValueError, match='initials'): review_widget(cases, file, ' ')
+    with pytest.raises(ValueError, match='initials'): write_sheet(cases, file.with_name('sheet.csv'), '')
+
+def test_a_line_torn_within_quotes_swallows_nothing_in_silence(file):
+    write_decision(file, 'a', 'right', 'AB')
+    with open(file, 'a') as torn: torn.write('2026,AB,"b,1')
+    for image in ('c', 'd"2', 'e'): write_decision(file, image, 'right', 'AB')
+    with pytest.raises(ValueError, match='damaged'): read_decisions(file)
+
+def test_two_files_of_one_reviewer_can_be_laid_together():
+    both = pd.DataFrame([('', 'A', '1', 'right', ''), ('', 'A', '1', 'unsure', ''), ('', 'B', '1', 'right', '')], columns=DECISION_COLUMNS)
+    assert agreement(both)['same'].tolist() == [0]
