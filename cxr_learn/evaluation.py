@@ -116,15 +116,22 @@ def open_test_set(
     if plan['test_set'] != test_set_digest(cohort):
         raise PlanError(f"The plan in {folder} is for another test set: register a plan for this one in another folder.")
     kept, seal = folder/PREDICTIONS, folder/OPENED
-    if not seal.exists():
-        predictions = pd.concat(answers(), ignore_index=True)
-        write_atomically(kept, lambda file: predictions.to_csv(file, index=False))
-        facts = dict(plan=plan['digest'], predictions=_digest_of(kept))
-        write_atomically(seal, lambda file: Path(file).write_text(json.dumps(facts, indent=1)))
-    if not kept.exists() or json.loads(seal.read_text())['predictions'] != _digest_of(kept):
+    with FileLock(folder/'.opening.lock'):  # a second process waits, and finds the answers of the first
+        if not seal.exists():
+            predictions = pd.concat(answers(), ignore_index=True)
+            write_atomically(kept, lambda file: predictions.to_csv(file, index=False))
+            facts = dict(plan=plan['digest'], predictions=_digest_of(kept))
+            write_atomically(seal, lambda file: Path(file).write_text(json.dumps(facts, indent=1)))
+    if not kept.exists() or _sealed(seal) != _digest_of(kept):
         raise PlanError(f"{kept} is no longer what the models answered when the test set was opened: put it back, "
                         "or begin again in another folder.")
-    return pd.read_csv(kept, dtype=dict.fromkeys(('image', 'patient_id', 'label', 'model'), str), float_precision='round_trip')
+    return pd.read_csv(kept, dtype=dict.fromkeys(('image', 'patient_id', 'label', 'model'), str), float_precision='round_trip',
+                       keep_default_na=False, na_values=[''])  # a class may be called None
+
+def _sealed(seal):
+    "The digest that was written down; None where the file is damaged"
+    try: return json.loads(seal.read_text(encoding='utf-8'))['predictions']
+    except (ValueError, KeyError, TypeError): return None
 
 def _digest_of(file): return hashlib.sha256(file.read_bytes()).hexdigest()
 
