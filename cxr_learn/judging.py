@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .calibration import fit_temperature, plot_reliability
+from .cohorts import SPLIT_WORDS
 from .comparison import compare_with_first
 from .curves import plot_precision_recall, plot_roc
 from .errors import worst_cases
@@ -30,16 +31,24 @@ NAMELESS = 'the model'  # where a table does not say
 def parts_of(
     predictions:pd.DataFrame, # from `read_predictions`
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # rows to choose on (may be empty), rows to judge; both with model and seed
-    "Tell validation from test rows. Raises `ValueError` where a `split` column has no 'test'."
+    "Tell validation from test rows. Raises `ValueError` where a `split` column has no 'test', or an image is on both sides."
     predictions = check_predictions(predictions)
     for column, usual in (('model', NAMELESS), ('seed', 0)):
-        if column not in predictions: predictions[column] = usual
+        given = predictions.get(column, pd.Series(usual, predictions.index)).astype(object)
+        predictions[column] = given.where(given.notna(), usual).infer_objects()
+    predictions['model'] = predictions['model'].astype(str)
     if 'split' not in predictions: return predictions[:0], predictions
+    words = predictions['split'].astype(str).str.strip().str.lower().map(SPLIT_WORDS)
+    predictions['split'] = words.fillna(predictions['split'])
     valid, test = (predictions[predictions['split'] == split] for split in ('valid', 'test'))
     if not len(test):
         there = ', '.join(map(str, sorted(set(predictions['split'].dropna()))))
         raise ValueError(f"No row has the split 'test' (there is: {there or 'none'}). Call the rows to be judged "
                          "'test', or leave the column out to judge all.")
+    both = sorted(set(valid['image']) & set(test['image']), key=str)
+    if both:
+        raise ValueError(f"{len(both)} image(s) are validation and test rows at once, the first is {both[0]}: thresholds would be "
+                         "chosen on the test set. Keep each image on one side.")
     return valid, test
 
 # %% ../nbs/14d_judging.ipynb #446d3111
@@ -125,6 +134,10 @@ def _what(judged):
                                              'is too narrow if a patient has several.']
     if not len(judged['valid']):
         notes.append("The table has no rows with the split 'valid': no threshold could be chosen and no calibration fitted.")
+    shared = set(judged['valid']['patient_id']) & set(test['patient_id'])
+    if shared:
+        notes.append(f'{len(shared)} patients have validation and test rows: thresholds and calibration know some of those they are '
+                     'judged on, and what rests on them looks too good.')
     if judged['test']['seed'].nunique() < 3: notes.append('Fewer than three seeds: no difference below is a claim yet.')
     body = ''.join(f'<p class="warning">{note}</p>' for note in notes)
     return body + table_html(rows.reset_index(), f"Classes: {', '.join(_classes(judged))}.")

@@ -6,7 +6,7 @@ import sklearn.metrics as sk
 
 from cxr_learn.command_line import main
 from cxr_learn.intervals import simulate_predictions
-from cxr_learn.judging import judge, parts_of
+from cxr_learn.judging import judge, parts_of, write_judgement
 
 @pytest.fixture(scope='module')
 def table():
@@ -92,3 +92,22 @@ def test_another_rule_is_named_when_it_is_mistyped(table, tmp_path, capsys):
 def test_a_table_without_splits_is_judged_whole(table):
     valid, test = parts_of(table.query("model == 'old'").drop(columns=['split', 'model', 'seed']))
     assert len(valid) == 0 and len(test) == len(table) // 2 and set(test['seed']) == {0}
+
+def test_splits_are_known_however_they_are_spelt(table):
+    spelt = table.assign(split=table['split'].replace({'valid': 'val', 'test': ' Test'}))
+    assert [len(part) for part in parts_of(spelt)] == [len(part) for part in parts_of(table)]
+    some = table.assign(split=np.where(np.arange(len(table)) % 2, table['split'], table['split'].str.upper()))
+    assert [len(part) for part in parts_of(some)] == [len(part) for part in parts_of(table)]
+
+def test_images_on_both_sides_are_refused_and_patients_on_both_sides_told(table, tmp_path, capsys):
+    test = table[table['split'] == 'test']
+    with pytest.raises(ValueError, match='validation and test rows at once'): judge(pd.concat([test, test.assign(split='valid')]))
+    shared = table.assign(patient_id=table['patient_id'].str.split('-').str[1])
+    code, _ = evaluated(shared, tmp_path, capsys)
+    assert code == 0 and '80 patients have validation and test rows' in (tmp_path/'out/report.html').read_text(encoding='utf-8')
+
+def test_models_without_a_name_and_with_numbers_stay_in(table, tmp_path):
+    numbered = table.assign(model=table['model'].map({'old': 1, 'new': np.nan}))
+    judged = judge(numbered, resamples=20)
+    assert set(judged['results']['model']) == {'1.0', 'the model'}
+    write_judgement(judged, tmp_path/'page.html')
