@@ -113,7 +113,7 @@ def mask_lungs(
     masks:Tensor, # bool, of the same shape
 ) -> Tensor: # uint8 `(n, size, size)`
     "The lungs on black."
-    return images * masks
+    return images * torch.as_tensor(masks).bool()
 
 def black_out_lungs(
     images:Tensor, # uint8 `(n, size, size)`
@@ -121,6 +121,7 @@ def black_out_lungs(
     boxed:bool=False, # black out the box around the lungs, which hides their outline too
 ) -> Tensor: # uint8 `(n, size, size)`
     "Everything but the lungs: what is left cannot show a disease of the lungs."
+    masks = torch.as_tensor(masks).bool()
     if not boxed: return images * ~masks
     images = images.clone()
     for image, mask in zip(images, masks):
@@ -164,7 +165,7 @@ def lung_store(
     must not show lungs. Raises `ValueError` for masks of another size, or another `how`."""
     if how not in HOWS: raise ValueError(f"how = {how!r}: use one of {', '.join(HOWS)}.")
     refused = refused_lungs(store, masks)
-    pixels, masks = torch.as_tensor(store.pixels), torch.as_tensor(masks).clone()
+    pixels, masks = torch.as_tensor(store.pixels), torch.as_tensor(masks).bool().clone()
     masks[refused['row'].tolist()] = True  # everything counts as lung
     if how == 'masked': pixels = mask_lungs(pixels, masks)
     if how == 'blacked_out': pixels = black_out_lungs(pixels, masks)

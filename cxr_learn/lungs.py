@@ -224,7 +224,9 @@ def find_lungs(
     if images.ndim != 3 or images.dtype != torch.uint8:
         raise ValueError(f"Images of shape {tuple(images.shape)}, {images.dtype}: uint8 (n, h, w) "
                          "is needed, as in a store's `pixels`.")
-    network = (network or load_lung_net()).eval()
+    network = network or load_lung_net()
+    training = network.training
+    network.eval()
     found = torch.empty(images.shape, dtype=torch.bool)
     for first in range(0, len(images), batch_size):
         rows = slice(first, first + batch_size)
@@ -234,6 +236,7 @@ def find_lungs(
         logits = F.interpolate(logits, size=images.shape[1:], mode='bilinear')[:, 0]
         tidied = [tidy_lungs(mask) for mask in (logits > 0).numpy()]
         found[rows] = torch.from_numpy(np.stack(tidied))
+    network.train(training)
     return found
 
 # %% ../nbs/13_lungs.ipynb #9962fe5e

@@ -100,3 +100,9 @@ def test_wrong_calls_are_named(films, store):
     with pytest.raises(ValueError, match="how = 'croped'"): lung_store(store, films.masks['lungs'], 'croped')
     with pytest.raises(ValueError, match='on this store'): lung_store(store, films.masks['lungs'][:, ::2, ::2])
     with pytest.raises(ValueError, match='on this store'): refused_lungs(store, films.masks['lungs'][:3])
+
+def test_masks_of_bytes_black_out_as_those_of_truths(films):
+    masks = films.masks['lungs']
+    for of_bytes in (masks.byte(), 255 * masks.byte()):
+        for change in (mask_lungs, black_out_lungs, lambda *of: black_out_lungs(*of, boxed=True)):
+            assert torch.equal(change(films.images, of_bytes), change(films.images, masks))

@@ -142,3 +142,9 @@ def test_shipped_weights_on_real_films(real_data):
     rows = np.flatnonzero(split_lung_films(table) == 'test')
     scores = lung_overlap(find_lungs(images[rows]), masks[rows], table.iloc[rows]).set_index('collection')
     assert scores.loc['montgomery', 'value'] > .96 and scores.loc['shenzhen', 'value'] > .94
+
+def test_a_network_is_left_in_the_mode_it_was_in():
+    for training in (True, False):
+        network = lung_net().train(training)
+        find_lungs(torch.zeros(1, 32, 32, dtype=torch.uint8), network)
+        assert network.training == training and network.head.training == training
