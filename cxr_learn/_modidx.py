@@ -365,6 +365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cxr_learn.errors.with_paths': ('errors.html#with_paths', 'cxr_learn/errors.py'),
                                   'cxr_learn.errors.worst_cases': ('errors.html#worst_cases', 'cxr_learn/errors.py')},
             'cxr_learn.evaluation': { 'cxr_learn.evaluation.PlanError': ('evaluation.html#planerror', 'cxr_learn/evaluation.py'),
+                                      'cxr_learn.evaluation._check_answers': ('evaluation.html#_check_answers', 'cxr_learn/evaluation.py'),
                                       'cxr_learn.evaluation._digest_of': ('evaluation.html#_digest_of', 'cxr_learn/evaluation.py'),
                                       'cxr_learn.evaluation._run_study': ('evaluation.html#_run_study', 'cxr_learn/evaluation.py'),
                                       'cxr_learn.evaluation._scores': ('evaluation.html#_scores', 'cxr_learn/evaluation.py'),

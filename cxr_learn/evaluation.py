@@ -99,7 +99,7 @@ def registered_plan(
     except (ValueError, KeyError, TypeError): pass
     raise PlanError(f"{file} is damaged: choose another folder with --out.")
 
-# %% ../nbs/12_evaluation.ipynb #4d2dfb73
+# %% ../nbs/12_evaluation.ipynb #8043dfb4
 PREDICTIONS, OPENED = 'predictions.csv', 'opened.json'
 
 def open_test_set(
@@ -119,6 +119,7 @@ def open_test_set(
     with FileLock(folder/'.opening.lock'):  # a second process waits, and finds the answers of the first
         if not seal.exists():
             predictions = pd.concat(answers(), ignore_index=True)
+            _check_answers(predictions, cohort)
             write_atomically(kept, lambda file: predictions.to_csv(file, index=False))
             facts = dict(plan=plan['digest'], predictions=_digest_of(kept))
             write_atomically(seal, lambda file: Path(file).write_text(json.dumps(facts, indent=1)))
@@ -127,6 +128,17 @@ def open_test_set(
                         "or begin again in another folder.")
     return pd.read_csv(kept, dtype=dict.fromkeys(('image', 'patient_id', 'label', 'model'), str), float_precision='round_trip',
                        keep_default_na=False, na_values=[''])  # a class may be called None
+
+def _check_answers(predictions, cohort):
+    "Every model answers for every test image, once"
+    asked = sorted(cohort['image'][cohort['split'] == 'test'].astype(str))
+    test = predictions[predictions['split'] == 'test']
+    told = [column for column in ('model', 'seed') if column in test]
+    for name, rows in test.groupby(told) if told else [((), test)]:
+        if sorted(rows['image'].astype(str)) == asked: continue
+        who = ', seed '.join(map(str, name)) or 'the model'
+        raise PlanError(f"{who} answered for {len(rows)} images, not for each of the {len(asked)} test images once: "
+                        "let every model of the plan answer for the whole test set.")
 
 def _sealed(seal):
     "The digest that was written down; None where the file is damaged"

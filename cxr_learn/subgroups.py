@@ -14,7 +14,7 @@ import pandas as pd
 
 from .comparison import holm
 from .curves import auc
-from .intervals import resample_patients
+from .intervals import IMAGES_AT_ONCE, resample_patients
 from cxr_learn.measures import (
     COLOURS, FEW_PATIENTS, called_at, check_predictions, class_measures, classes_of,
     confusion_by_class, is_multi_label, patients_known, probabilities_of, truth_of, why_undefined,
@@ -154,8 +154,9 @@ class _OneLabel:
 
     def values(self, measure, part):
         part = part & ~np.isnan(self.truth)
-        return _measured(measure, self.truth[part] == 1, self.score[part], self.called[part],
-                         self.weights[:, part])
+        known = self.truth[part] == 1, self.score[part], self.called[part]
+        blocks = np.array_split(self.weights, 1 + self.weights.size // IMAGES_AT_ONCE)
+        return np.concatenate([_measured(measure, *known, block[:, part]) for block in blocks])
 
     def row(self, measure, part, rest):
         "Value, interval and counts of a part; its difference to the rest if both are large enough"
