@@ -107,7 +107,7 @@ def refused_lungs(
               if (fault := lung_fault(mask))]
     return pd.DataFrame(faults, columns=['row', 'image', 'reason'])
 
-# %% ../nbs/13a_cropping.ipynb #7b4c1183
+# %% ../nbs/13a_cropping.ipynb #db173593
 def mask_lungs(
     images:Tensor, # uint8 `(n, size, size)`
     masks:Tensor, # bool, of the same shape
@@ -149,7 +149,7 @@ def _resized(images, side):
              for part in images.split(AT_ONCE)]
     return torch.cat([part[:, 0].round().clamp(0, 255).to(torch.uint8) for part in parts])
 
-# %% ../nbs/13a_cropping.ipynb #797f483d
+# %% ../nbs/13a_cropping.ipynb #7ee2642a
 HOWS = ('whole', 'masked', 'cropped', 'blacked_out')
 
 def lung_store(
