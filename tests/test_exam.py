@@ -21,7 +21,12 @@ def masks():
     return masks
 
 @pytest.fixture(scope='module')
-def model(): return custom_cnn(3).eval()
+def model():
+    "Untrained; positive weights in the head, so that every map has some heat"
+    torch.manual_seed(0)
+    model = custom_cnn(3).eval()
+    with torch.no_grad(): model.head[-1].weight.abs_()
+    return model
 
 @pytest.fixture(scope='module')
 def films(): return torch.randint(0, 256, (12, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
