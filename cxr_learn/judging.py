@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMELESS', 'SUBGROUP_RESAMPLES', 'COMPARED', 'NO_CONTROLS', 'parts_of', 'judge', 'write_judgement']
 
-# %% ../nbs/14d_judging.ipynb #110538bb
+# %% ../nbs/14d_judging.ipynb #d5ff7913
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .pages import figure_html, table_html, with_interval, write_page
 from .subgroups import FACTS, subgroup_table
 from .thresholds import choose_thresholds, plot_at_thresholds, plot_net_benefit
 
-# %% ../nbs/14d_judging.ipynb #5ff433d5
+# %% ../nbs/14d_judging.ipynb #c43723cb
 NAMELESS = 'the model'  # where a table does not say
 
 def parts_of(
@@ -51,7 +51,7 @@ def parts_of(
                          "chosen on the test set. Keep each image on one side.")
     return valid, test
 
-# %% ../nbs/14d_judging.ipynb #446d3111
+# %% ../nbs/14d_judging.ipynb #3ee28d79
 SUBGROUP_RESAMPLES = 4000  # enough for the correction of 100 comparisons
 COMPARED = {False: ('macro_auc', 'accuracy', 'macro_sensitivity'), True: ('macro_auc',)}  # by: several findings?
 
@@ -59,12 +59,13 @@ def judge(
     predictions:pd.DataFrame, # of one model or several; see `parts_of`
     rule:str='youden', # how thresholds are chosen, one of `RULES`
     resamples:int=1000, # bootstrap resamples of patients
-) -> dict: # `valid`, `test`, `thresholds`, `results`, `calibrated`, `comparison`, `subgroups` and `worst`
+) -> dict: # `valid`, `test`, `left_out`, `thresholds`, `results`, `calibrated`, `comparison`, `subgroups` and `worst`
     """Measure a table of predictions, whoever made it.
 
     `results` and `calibrated` (probabilities after temperature scaling) are from `evaluate`, with model and
     seed; `thresholds` are by (model, seed). `subgroups` and `worst` are of each model's first seed; subgroups need
     columns such as sex or age. Raises `ValueError` for a table that cannot be believed."""
+    predictions = predictions.reset_index(drop=True)
     valid, test = parts_of(predictions)
     thresholds, results, calibrated = {}, [], []
     for (model, seed), rows in test.groupby(['model', 'seed'], sort=False):
@@ -78,7 +79,8 @@ def judge(
     results = pd.concat(results, ignore_index=True)
     study = dict(predictions=test.assign(split='test'), results=results,
                  plan=dict(measures=COMPARED[is_multi_label(test)]))
-    return dict(valid=valid, test=test, thresholds=thresholds, results=results,
+    left_out = predictions['split'][~predictions.index.isin([*valid.index, *test.index])] if 'split' in predictions else pd.Series()
+    return dict(valid=valid, test=test, left_out=left_out.astype(str).value_counts().to_dict(), thresholds=thresholds, results=results,
                 calibrated=pd.concat(calibrated, ignore_index=True) if calibrated else None,
                 comparison=compare_with_first(study), **_closer(test, thresholds))
 
@@ -117,7 +119,7 @@ def write_judgement(
         'as a hard case.'))
     write_page(file, title, sections)
 
-# %% ../nbs/14d_judging.ipynb #7de2f72e
+# %% ../nbs/14d_judging.ipynb #4e3b7375
 def _first_seeds(judged):
     "model -> its test rows of one seed, and model -> their scores"
     results, test = judged['results'], judged['test']
@@ -134,6 +136,11 @@ def _what(judged):
                                              'is too narrow if a patient has several.']
     if not len(judged['valid']):
         notes.append("The table has no rows with the split 'valid': no threshold could be chosen and no calibration fitted.")
+    else:
+        without = [f'{model} (seed {seed})' for (model, seed), found in judged['thresholds'].items() if found is None]
+        if without: notes.append(f"No rows with the split 'valid', so no threshold and no calibration: {', '.join(without)}.")
+    if judged['left_out']:
+        notes.append('Rows left out, by their split: ' + ', '.join(f'{split} ({rows})' for split, rows in judged['left_out'].items()) + '.')
     shared = set(judged['valid']['patient_id']) & set(test['patient_id'])
     if shared:
         notes.append(f'{len(shared)} patients have validation and test rows: thresholds and calibration know some of those they are '

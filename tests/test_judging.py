@@ -111,3 +111,14 @@ def test_models_without_a_name_and_with_numbers_stay_in(table, tmp_path):
     judged = judge(numbered, resamples=20)
     assert set(judged['results']['model']) == {'1.0', 'the model'}
     write_judgement(judged, tmp_path/'page.html')
+
+def test_rows_that_were_left_out_are_told(table, tmp_path, capsys):
+    partly = table[~((table['model'] == 'new') & (table['split'] == 'valid'))]
+    more = partly[partly['split'] == 'test'].assign(split='external', image='else-' + partly['image'])
+    code, said = evaluated(pd.concat([more, partly]), tmp_path, capsys)
+    page = (tmp_path/'out/report.html').read_text(encoding='utf-8')
+    assert code == 0, said
+    assert f'external ({len(more)})' in page and 'no calibration: new (seed 0)' in page
+
+def test_a_table_keeps_its_rows_whatever_their_index(table):
+    assert judge(table.set_index(pd.Index(range(len(table), 0, -1))), resamples=20)['left_out'] == {}
