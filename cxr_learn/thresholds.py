@@ -7,7 +7,7 @@ __all__ = ['RULES', 'THRESHOLD_PROBABILITIES', 'youden', 'equal_rates', 'fixed_s
            'youden_threshold', 'against_rest', 'choose_thresholds', 'plot_at_thresholds', 'net_benefit',
            'plot_net_benefit', 'counts_at', 'draw_threshold', 'threshold_widget']
 
-# %% ../nbs/05d_thresholds.ipynb #674fdb9b
+# %% ../nbs/05d_thresholds.ipynb #f0943f42
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
@@ -69,7 +69,7 @@ def least_cost(
 RULES = {'youden': youden, 'equal rates': equal_rates,
          'sensitivity': fixed_sensitivity, 'cost': least_cost}
 
-# %% ../nbs/05d_thresholds.ipynb #6cdce2ab
+# %% ../nbs/05d_thresholds.ipynb #1787e543
 def pick_threshold(
     positive:np.ndarray, # bool `(n,)`, or 1, 0 and NaN where not known; of validation images
     score:np.ndarray, # float `(n,)`: higher means more likely positive
@@ -170,7 +170,7 @@ def plot_at_thresholds(
     axes.legend(fontsize=8, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), frameon=False)
     return axes
 
-# %% ../nbs/05d_thresholds.ipynb #9173252d
+# %% ../nbs/05d_thresholds.ipynb #a2509fdf
 THRESHOLD_PROBABILITIES = np.arange(1, 100) / 100  # at which a net benefit curve is drawn
 
 def net_benefit(
