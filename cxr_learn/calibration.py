@@ -283,8 +283,8 @@ def refuse_test(
     if 'split' not in predictions: return
     words = predictions['split'].astype(str).str.strip().str.lower().map(SPLIT_WORDS)
     if (words == 'test').any():
-        raise ValueError(f"{purpose} on validation predictions, and these are of the test set: the "
-                         "model would look better than it is.")
+        raise ValueError(f"{(words == 'test').sum()} of these images are of the test set. {purpose} on "
+                         "validation predictions: on these the model would look better than it is.")
 
 # %% ../nbs/05b_calibration.ipynb #914aeab2
 class Isotonic(NamedTuple):

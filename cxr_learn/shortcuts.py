@@ -23,8 +23,8 @@ from .cropping import black_out_lungs
 from .curves import auc
 from .explanation import as_found, grey_batch
 from .guessing import GUESSED, border_features, guess, targets_of
-from .intervals import (all_measures, count_patients, evaluate, has_enough, percentile_interval,
-                                 resample_patients)
+from .comparison import compare_models
+from .intervals import count_patients, evaluate, has_enough
 from .measures import COLOURS, PREFIX
 from .store import Store
 
@@ -223,11 +223,8 @@ def _place_of(cohort, store, lungs, seed):
 
 def _drop(before, after, resamples, seed):
     "The paired difference of two tables' macro AUC, with its interval"
-    weights = resample_patients(before['patient_id'], resamples, seed)
-    weights = np.concatenate([np.ones((1, len(before)), dtype=int), weights])
-    one, other = (all_measures(table, weights, measures=['macro_auc'])['macro_auc', 'all'] for table in (before, after))
-    low, high = percentile_interval((one - other)[1:])
-    return float(one[0] - other[0]), low, high
+    drop = compare_models(before, after, ['macro_auc'], resamples, seed).iloc[0]
+    return drop['difference'], drop['low'], drop['high']
 
 def _guesses(part, films, resamples, seed):
     "How well the forest of the chapter on guessing tells class and source from the border"

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .comparison import holm
+from .comparison import bootstrap_p_value, holm
 from .curves import auc
 from .intervals import IMAGES_AT_ONCE, resample_patients
 from cxr_learn.measures import (
@@ -171,10 +171,9 @@ class _OneLabel:
         if min(self.counts(rest)) < FEW_PATIENTS: return row
         difference, *drawn = values - self.values(measure, rest)
         drawn = np.array(drawn)[np.isfinite(drawn)]
-        wrong_side = min((drawn <= 0).sum(), (drawn >= 0).sum())
         low, high = np.percentile(drawn, [2.5, 97.5])
         return row | dict(difference=float(difference), difference_low=low, difference_high=high,
-                          p_value=min(1, 2 * (wrong_side + 1) / (len(drawn) + 1)))
+                          p_value=bootstrap_p_value(drawn))
 
     def why(self, measure, part, value, ill, healthy):
         "Why there is no value, or no interval; '' where there are both"

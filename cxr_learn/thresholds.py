@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .cohorts import SPLIT_WORDS
+from .calibration import refuse_test
 from .curves import known_images, roc_curve
 from .intervals import resample_patients
 from cxr_learn.measures import (
@@ -127,11 +127,7 @@ def choose_thresholds(
     **options, # of the rule: `least`, or `missed` and `false_alarm`
 ) -> dict[str, float]: # label -> threshold on its probability; NaN where nothing can be chosen
     "A threshold for each class against all others. Raises `ValueError` for a table of test images."
-    if 'split' in predictions:
-        words = predictions['split'].astype(str).str.strip().str.lower().map(SPLIT_WORDS)
-        if (words == 'test').any():
-            raise ValueError(f"{(words == 'test').sum()} of these images are of the test set, and "
-                             "thresholds come from validation images: give those.")
+    refuse_test(predictions, 'Thresholds are chosen')
     classes, chosen = classes_of(predictions), {}
     for label in classes:
         positive, score, _ = against_rest(predictions, label)
