@@ -20,7 +20,7 @@ from .networks import ARCHITECTURES
 from .stages import Stage
 from .sweep import FROM_SCRATCH
 
-# %% ../nbs/16_recipes.ipynb #79290567
+# %% ../nbs/16_recipes.ipynb #29502950
 class Arm(NamedTuple):
     "A network of a table: what it is made of, what it is shown, how it is trained"
     name: str # as the report calls it; in a recipe each name is there once
@@ -32,6 +32,7 @@ class Arm(NamedTuple):
     balanced: bool = False # draw training images with the reciprocal of their class's size
     augment: str = 'none' # one of `POLICIES`
     copies: float = 0. # enlarge rare classes by varied copies to this share of the commonest
+    copy_policy: str = 'vazquez copies' # one of `POLICIES`: how a copy is varied
     pixels: str = 'whole' # one of `HOWS`: whole, masked, cropped or blacked_out
     batch_size: int = 32
     best_by: str = 'valid_loss' # one of `BEST_BY`: which epoch a stage keeps
