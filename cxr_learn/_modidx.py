@@ -109,6 +109,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cxr_learn.beam.stamp': ('beam.html#stamp', 'cxr_learn/beam.py'),
                                 'cxr_learn.beam.transmit': ('beam.html#transmit', 'cxr_learn/beam.py'),
                                 'cxr_learn.beam.tube': ('beam.html#tube', 'cxr_learn/beam.py')},
+            'cxr_learn.bolhassani': {'cxr_learn.bolhassani._claim': ('bolhassani.html#_claim', 'cxr_learn/bolhassani.py')},
             'cxr_learn.calibration': { 'cxr_learn.calibration.Isotonic': ('calibration.html#isotonic', 'cxr_learn/calibration.py'),
                                        'cxr_learn.calibration.Isotonic.apply': ( 'calibration.html#isotonic.apply',
                                                                                  'cxr_learn/calibration.py'),
