@@ -6,7 +6,7 @@
 __all__ = ['FOLDS', 'TREES', 'NEIGHBOURS', 'UNITS', 'CLASSIFIERS', 'MADE_OF', 'SigmoidNet', 'make_classifier', 'fit_classifier',
            'classify']
 
-# %% ../nbs/15a_classifiers.ipynb #a3f9a661
+# %% ../nbs/15a_classifiers.ipynb #624e3b08
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,8 +22,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,7 +30,7 @@ from .cohorts import require_one_label
 from .features import feature_matrix
 from .measures import PREFIX
 
-# %% ../nbs/15a_classifiers.ipynb #d11e0813
+# %% ../nbs/15a_classifiers.ipynb #a8cb0f4e
 class SigmoidNet(ClassifierMixin, BaseEstimator):
     "Dense layers with sigmoids and dropout, trained by plain SGD: vazquez's second stage"
     def __init__(
@@ -47,23 +46,27 @@ class SigmoidNet(ClassifierMixin, BaseEstimator):
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
 
     def fit(self, X, y):
-        X, y = validate_data(self, X, y, dtype=np.float32)
-        check_classification_targets(y)
+        X, y = check_X_y(X, y, dtype=np.float32)
+        self.n_features_in_ = X.shape[1]
         self.classes_, numbers = np.unique(y, return_inverse=True)
         X, numbers = torch.from_numpy(X), torch.from_numpy(numbers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.net_ = self._net(X.shape[1])
+            self.net_ = self._net()
             optimiser = torch.optim.SGD(self.net_.parameters(), self.lr)
             self.loss_curve_ = [self._epoch(optimiser, X, numbers) for _ in range(self.epochs)]
         self.net_.eval()
         return self
 
-    def _net(self, features):
-        widths, parts = [features, *self.layers], []
+    def _net(self):
+        widths, parts = [self.n_features_in_, *self.layers], []
         for before, after in zip(widths, widths[1:]):
             parts += [nn.Linear(before, after), nn.Sigmoid(), nn.Dropout(self.dropout)]
-        return nn.Sequential(*parts, nn.Linear(widths[-1], len(self.classes_)))
+        net = nn.Sequential(*parts, nn.Linear(widths[-1], len(self.classes_)))
+        for layer in net[::3]:  # the linear ones
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return net
 
     def _epoch(self, optimiser, X, numbers):
         "One pass in a new order: the mean loss of the training rows"
@@ -78,23 +81,23 @@ class SigmoidNet(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X):
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)
-        with torch.no_grad(): return self.net_(torch.from_numpy(X)).double().softmax(1).numpy()
+        X = torch.from_numpy(check_array(X, dtype=np.float32))
+        with torch.no_grad(): return self.net_(X).double().softmax(1).numpy()
 
     def predict(self, X): return self.classes_[self.predict_proba(X).argmax(1)]
 
-# %% ../nbs/15a_classifiers.ipynb #0eae5b81
+# %% ../nbs/15a_classifiers.ipynb #0bf2e0c1
 FOLDS = 5  # parts by patient, on which the probabilities of the SVM are made
 TREES, NEIGHBOURS, UNITS = 300, 15, (128,)  # ours: no report states them
 
 def _scaled(estimator): return make_pipeline(StandardScaler(), estimator)
 
-def _logistic(seed, **params):
-    return _scaled(LogisticRegression(**{'max_iter': 1000, **params}))
+def _logistic(seed, **params): return _scaled(LogisticRegression(**{'max_iter': 1000, **params}))
 
 def _svm(seed, **params):
-    "Its scores become probabilities by Platt's method, on rows that the SVM was not fitted to"
-    return CalibratedClassifierCV(_scaled(SVC(**{'random_state': seed, **params})), cv=FOLDS, ensemble=False)
+    "Its scores become probabilities by Platt's method"
+    machine = SVC(**{'random_state': seed, **params})
+    return CalibratedClassifierCV(_scaled(machine), cv=FOLDS, ensemble=False)
 
 def _random_forest(seed, **params):
     return _scaled(RandomForestClassifier(**{'n_estimators': TREES, 'random_state': seed, **params}))
@@ -103,7 +106,8 @@ def _k_nearest(seed, **params):
     return _scaled(KNeighborsClassifier(**{'n_neighbors': NEIGHBOURS, **params}))
 
 def _mlp(seed, **params):
-    return _scaled(MLPClassifier(**{'hidden_layer_sizes': UNITS, 'max_iter': 500, 'random_state': seed, **params}))
+    usual = dict(hidden_layer_sizes=UNITS, max_iter=500, random_state=seed)
+    return _scaled(MLPClassifier(**{**usual, **params}))
 
 def _dense(seed, **params): return _scaled(SigmoidNet(**{'seed': seed, **params}))
 
@@ -119,9 +123,9 @@ def make_classifier(
     if name not in CLASSIFIERS:
         raise ValueError(f"Unknown classifier {name!r}: use {', '.join(CLASSIFIERS)}.")
     try: return CLASSIFIERS[name](seed, **params)
-    except TypeError as error: raise ValueError(f"{name}: {error}. Leave this parameter out.") from None
+    except TypeError as error: raise ValueError(f"{name}: {error}; leave this out.") from None
 
-# %% ../nbs/15a_classifiers.ipynb #a4f3b663
+# %% ../nbs/15a_classifiers.ipynb #b7872a50
 MADE_OF = ('weights', 'block', 'numbers')  # facts that training and new features must share
 
 def fit_classifier(
@@ -130,17 +134,20 @@ def fit_classifier(
 ): # a fitted copy
     """Fit a classifier to the training rows of a table of features, and to nothing else.
 
-    Folds inside the classifier go by patient. Raises `ValueError` without training rows or with one class only,
-    `CohortError` for images with several findings."""
+    Folds inside the classifier go by patient. Raises `ValueError` without training rows or with
+    one class only, `CohortError` for images with several findings."""
     require_one_label(features, 'This classifier')
     if 'split' not in features or not (features['split'] == 'train').any():
-        raise ValueError("The features have no training rows: split the cohort with `split_by_patient` before extracting.")
+        raise ValueError("The features have no training rows: split the cohort with "
+                         "`split_by_patient`, then extract.")
     train = features[features['split'] == 'train']
     X, y = feature_matrix(train), train['label'].astype(str).to_numpy()
     patients = train.groupby(y)['patient_id'].nunique()
-    if len(patients) < 2: raise ValueError(f"All training rows are {y[0]}: at least two classes are needed.")
+    if len(patients) < 2:
+        raise ValueError(f"All training rows are {y[0]}: at least two classes are needed.")
     fitted = clone(classifier)
-    if 'cv' in fitted.get_params(deep=False): fitted.set_params(cv=_folds(X, y, train['patient_id'], patients))
+    if 'cv' in fitted.get_params(deep=False):
+        fitted.set_params(cv=_folds(X, y, train['patient_id'], patients))
     fitted.fit(X, y)
     fitted.made_of_ = _made_of(features)
     return fitted
@@ -148,29 +155,35 @@ def fit_classifier(
 def _folds(X, y, patient_id, patients):
     "Rows to fit and rows to score, no patient in both"
     if patients.min() < 2:
-        raise ValueError(f"The class {patients.idxmin()} has one training patient: its probabilities need 2 or more.")
-    splitter = StratifiedGroupKFold(min(FOLDS, patients.min()))
-    return list(splitter.split(X, y, patient_id))
+        raise ValueError(f"The class {patients.idxmin()} has one training patient, and the "
+                         "probabilities of this classifier need 2: add patients, or drop the class.")
+    folds = StratifiedGroupKFold(min(FOLDS, patients.min()))
+    return list(folds.split(X, y, patient_id))
 
 def _made_of(features):
     key = features.attrs.get('key', {})
     return {name: key[name] for name in MADE_OF if name in key}
 
-# %% ../nbs/15a_classifiers.ipynb #3ea1cd10
+# %% ../nbs/15a_classifiers.ipynb #7c4b6285
 def classify(
     fitted, # from `fit_classifier`
     features:pd.DataFrame, # from `extract_features`, of the same network and block
     splits:Sequence[str]=('valid', 'test'), # which rows
-) -> pd.DataFrame: # a table of predictions: image, patient_id, label, split, probability_<class>...
-    "Probabilities for some rows. Raises `ValueError` for features of another network, or no such rows."
+) -> pd.DataFrame: # predictions: image, patient_id, label, split, probability_<class>...
+    """Probabilities for some rows of a table of features.
+
+    Raises `ValueError` for features of another network or depth, or where there are no such
+    rows."""
     splits = [splits] if isinstance(splits, str) else list(splits)
     rows = features[features['split'].isin(splits)].reset_index(drop=True)
-    if not len(rows): raise ValueError(f"The features have no rows of the split {' or '.join(splits)}.")
-    expected, now, X = getattr(fitted, 'made_of_', {}), _made_of(features), feature_matrix(rows)
+    if not len(rows):
+        raise ValueError(f"The features have no rows of the split {' or '.join(splits)}.")
+    X, expected, now = feature_matrix(rows), getattr(fitted, 'made_of_', {}), _made_of(features)
     differ = [name for name in expected if name in now and now[name] != expected[name]]
     if differ or X.shape[1] != fitted.n_features_in_:
-        raise ValueError(f"The classifier was fitted to {fitted.n_features_in_} features, and these {X.shape[1]} are others "
-                         f"({', '.join(differ) or 'their number'}): extract them with the same network and block.")
+        raise ValueError(f"The classifier was fitted to {fitted.n_features_in_} features, and these "
+                         f"{X.shape[1]} are of another kind ({', '.join(differ) or 'their number'} "
+                         "differ): extract them with the same network and block.")
     known = rows[['image', 'patient_id', 'label', 'split']].astype({'label': str})
     names = [PREFIX + str(label) for label in fitted.classes_]
     return known.join(pd.DataFrame(fitted.predict_proba(X).astype(float), columns=names))
