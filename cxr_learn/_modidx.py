@@ -479,6 +479,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cxr_learn.features._kept': ('features.html#_kept', 'cxr_learn/features.py'),
                                     'cxr_learn.features._known': ('features.html#_known', 'cxr_learn/features.py'),
                                     'cxr_learn.features._made': ('features.html#_made', 'cxr_learn/features.py'),
+                                    'cxr_learn.features._names': ('features.html#_names', 'cxr_learn/features.py'),
                                     'cxr_learn.features._pooled': ('features.html#_pooled', 'cxr_learn/features.py'),
                                     'cxr_learn.features._refuse_other': ('features.html#_refuse_other', 'cxr_learn/features.py'),
                                     'cxr_learn.features._write': ('features.html#_write', 'cxr_learn/features.py'),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BORDER', 'WINDOW', 'MOST_LUNG', 'NEAR_EDGE', 'CONTROLS', 'PASSED', 'TRACE', 'CAUGHT', 'STAYS', 'FALLS', 'UNDECIDED',
-           'SMALL_DROP', 'MOST_FILMS', 'classes_in', 'predict_pixels', 'border_only', 'Place', 'marker_place', 'cover',
-           'alter', 'altered_store', 'controls']
+           'SMALL_DROP', 'MOST_FILMS', 'FACTS_BESIDE', 'AGE_BAND', 'classes_in', 'predict_pixels', 'border_only',
+           'Place', 'marker_place', 'cover', 'alter', 'altered_store', 'controls', 'facts_only']
 
-# %% ../nbs/14b_shortcuts.ipynb #4342358b
+# %% ../nbs/14b_shortcuts.ipynb #c79c5c69
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -148,7 +148,7 @@ def altered_store(
     if control == 'lungs blacked out' and masks is not None: made_of.update(np.packbits(masks.numpy()).tobytes())
     return store._replace(pixels=alter(store.pixels, control, masks, place), key=made_of.hexdigest()[:16])
 
-# %% ../nbs/14b_shortcuts.ipynb #7f74144a
+# %% ../nbs/14b_shortcuts.ipynb #ef27e9b9
 PASSED, TRACE, CAUGHT = 'nothing found', 'a trace', 'known without the lungs'
 STAYS, FALLS = 'no clear drop', 'leans on that place'
 UNDECIDED = 'cannot be judged'
@@ -207,8 +207,9 @@ def controls(
 def _row(control, predictions, verdict=lambda low: '', **chance):
     scores = evaluate(predictions, measures=['macro_auc'], **chance)
     one = scores[scores['label'] == 'all'].iloc[0]
+    certain = one['reason'].startswith('the resamples do not differ')  # an AUC of 1 has no interval, and no doubt
     return dict(control=control, **one[['measure', 'value', 'low', 'high', 'images', 'patients']],
-                verdict=verdict(one['low']), reason=one['reason'])
+                verdict=verdict(one['value' if certain else 'low']), reason=one['reason'])
 
 def _unasked(control, reason):
     return dict(control=control, measure='macro_auc', value=np.nan, low=np.nan, high=np.nan, images=0, patients=0,
@@ -236,3 +237,31 @@ def _guesses(part, films, resamples, seed):
         found.append(dict(control=f'{target} guessed from the border', measure='macro_auc', value=told['auc'], **numbers,
                           verdict=_verdict(told['low']), reason='of the data, not of the network'))
     return found
+
+# %% ../nbs/14b_shortcuts.ipynb #7209a682
+FACTS_BESIDE = ('source', 'view', 'sex', 'age')
+AGE_BAND = 10  # years
+
+def facts_only(
+    cohort:pd.DataFrame, # a cohort with `split` filled
+    resamples:int=1000, # of patients, for the intervals
+    seed:int=0, # of the resampling
+) -> pd.DataFrame: # the columns of `controls`, a row for each fact that differs between images
+    "How well each fact beside the film tells the classes, by their shares in the training images."
+    rows = []
+    for fact in FACTS_BESIDE:
+        values = cohort[fact] // AGE_BAND if fact == 'age' else cohort[fact]
+        values = values.astype(object).where(values.notna(), 'missing').astype(str)
+        if values.nunique() > 1: rows.append(_row(f'{fact} only', _told_by(cohort, values), _verdict, resamples=resamples, seed=seed))
+    return pd.DataFrame(rows, columns=['control', 'measure', 'value', 'low', 'high', 'images', 'patients', 'verdict', 'reason'])
+
+def _told_by(cohort, values):
+    "Predictions for the test images: each class's share among the training images with the same value"
+    names, findings = classes_in(cohort), findings_of(cohort)
+    present = (cohort[[FINDING_PREFIX + name for name in findings]].to_numpy(float) if findings
+               else (cohort['label'].to_numpy()[:, None] == np.array(names)).astype(float))
+    train, test = (cohort['split'] == split for split in ('train', 'test'))
+    shares = pd.DataFrame(present[train]).groupby(values[train].to_numpy()).mean()
+    told = shares.reindex(values[test]).fillna(dict(enumerate(present[train].mean(axis=0)))).to_numpy()
+    known = ['image', 'patient_id', 'label', *(FINDING_PREFIX + name for name in findings)]
+    return cohort.loc[test, known].reset_index(drop=True).join(pd.DataFrame(told, columns=[PREFIX + name for name in names]))
