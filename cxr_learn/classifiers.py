@@ -30,7 +30,7 @@ from .cohorts import require_one_label
 from .features import feature_matrix
 from .measures import PREFIX
 
-# %% ../nbs/15a_classifiers.ipynb #a8cb0f4e
+# %% ../nbs/15a_classifiers.ipynb #7bde74a9
 class SigmoidNet(ClassifierMixin, BaseEstimator):
     "Dense layers with sigmoids and dropout, trained by plain SGD: vazquez's second stage"
     def __init__(
@@ -49,7 +49,7 @@ class SigmoidNet(ClassifierMixin, BaseEstimator):
         X, y = check_X_y(X, y, dtype=np.float32)
         self.n_features_in_ = X.shape[1]
         self.classes_, numbers = np.unique(y, return_inverse=True)
-        X, numbers = torch.from_numpy(X), torch.from_numpy(numbers)
+        X, numbers = torch.tensor(X), torch.tensor(numbers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.net_ = self._net()
@@ -81,7 +81,7 @@ class SigmoidNet(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X):
         check_is_fitted(self)
-        X = torch.from_numpy(check_array(X, dtype=np.float32))
+        X = torch.tensor(check_array(X, dtype=np.float32))
         with torch.no_grad(): return self.net_(X).double().softmax(1).numpy()
 
     def predict(self, X): return self.classes_[self.predict_proba(X).argmax(1)]

@@ -32,7 +32,7 @@ from .measures import COLOURS
 from .prefix import frozen_part
 from .store import Store
 
-# %% ../nbs/15_features.ipynb #438d96f0
+# %% ../nbs/15_features.ipynb #e7b4bedb
 FEATURE_PREFIX = 'feature_'
 
 def feature_table(
@@ -56,7 +56,7 @@ def feature_matrix(
     if not columns:
         raise ValueError(f"The table has no columns {FEATURE_PREFIX}...: make it with "
                          "`extract_features`.")
-    return table[columns].to_numpy(dtype=np.float32)
+    return np.array(table[columns], dtype=np.float32)
 
 # %% ../nbs/15_features.ipynb #d5b862c4
 ROWS_AT_ONCE = 1024  # images in one part of a file: what a power cut can cost
@@ -117,16 +117,21 @@ def _refuse_other(earlier, now, place):
         raise ValueError(f"{place} holds other features ({'; '.join(differ)}): name another file, "
                          "or delete this one.")
 
-# %% ../nbs/15_features.ipynb #923b22a7
+# %% ../nbs/15_features.ipynb #c73ab7d3
 class FeatureFileError(ValueError):
     "A file of features that is damaged, missing or none at all; the message names it"
 
 def _write(table, file, facts):
     "A Parquet file with the facts inside, whole or not at all"
     data = pa.Table.from_pandas(table, preserve_index=False)
-    data = data.replace_schema_metadata({**data.schema.metadata, KEY: json.dumps(facts)})
+    told = json.dumps([facts, _names(table, facts)])
+    data = data.replace_schema_metadata({**data.schema.metadata, KEY: told})
     write_atomically(file, lambda partial: pq.write_table(data, partial, use_dictionary=False,
                                                           write_page_checksum=True))
+
+def _names(table, facts):
+    "What the checksums of the pages leave out"
+    return _digest(json.dumps([facts, list(table)]))
 
 def read_features(
     file:str|Path, # a .parquet from `extract_features`
@@ -134,7 +139,8 @@ def read_features(
     "Read a table of features. Raises `FeatureFileError` where the file does not hold one."
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened: data = opened.read()
-        facts = json.loads(data.schema.metadata[KEY])
+        (facts, names), table = json.loads(data.schema.metadata[KEY]), data.to_pandas()
+        if names != _names(table, facts): raise ValueError('its names have changed')
     except FileNotFoundError:
         raise FeatureFileError(f"There is no file {file}: make it with "
                                "`extract_features`.") from None
@@ -144,7 +150,6 @@ def read_features(
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FeatureFileError(f"{file} is damaged, or no Parquet file ({error}): delete it and "
                                "extract again.") from None
-    table = data.to_pandas()
     table.attrs['key'] = facts
     return table
 
