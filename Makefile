@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := lab,dev,assign,dicom
+EXTRAS := lab,dev,assign,dicom,classical
 UV := $(shell command -v uv 2>/dev/null)
 # PyTorch's own package index, when set, gives torch and torchvision without CUDA: see the README
 TORCH_INDEX ?=
 TORCH := $(shell grep -E '^torch(vision)?==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs readme assignments bench clean
+.PHONY: help demo test lab docs readme assignments reports bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ readme: $(STAMP) ## rebuild README.md from nbs/index.ipynb
 
 assignments: $(STAMP) ## release the student copies, grade a solved and a blank one, into results/assignments
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python nbs/assignments/release.py
+
+reports: $(STAMP) ## run the five student reports again on the phantom, into results/report-NAME-tiny
+	for name in hamza vazquez lykos bolhassani yarovyi; do $(BIN)/cxr_learn report $$name || exit 1; done
 
 bench: $(STAMP) ## measure speed, into results/benchmarks
 	for script in run training freezing input decoding hashing bootstrap; do $(BIN)/python tests/benchmarks/$$script.py || exit 1; done
