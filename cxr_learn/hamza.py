@@ -4,12 +4,23 @@
 
 # %% auto #0
 __all__ = ['FROZEN_THEN_LAST', 'SCRATCH', 'SIMPLE', 'TRANSFER', 'FINE_TUNED', 'BINARY', 'THREE_CLASSES', 'REPORTED', 'CLAIMS',
-           'DEVIATIONS', 'RECIPE']
+           'DEVIATIONS', 'RECIPE', 'learning_curves', 'plot_beside', 'trained_arms', 'figures']
 
-# %% ../nbs/16c_hamza.ipynb #905489d7
+# %% ../nbs/16c_hamza.ipynb #183f3864
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .curves import plot_roc
+from .measures import COLOURS, plot_confusion
 from .recipes import (SILENT, Arm, Claim, Deviation, EnsembleArm, FeatureArm, Profile,
                                Recipe, Reported, Table, check_recipe)
 from .stages import RECIPES, Stage
+from .verdicts import seeds_of
 
 # %% ../nbs/16c_hamza.ipynb #494ada04
 FROZEN_THEN_LAST = RECIPES['hamza']  # the head; then Keras's last 13 layers, 7 of them with weights
@@ -32,34 +43,38 @@ THREE_CLASSES = Table('three classes', (
     FeatureArm('CNN + SVM, three classes', 'transfer', 'svm')),
     main='fine-tuned, three classes')
 
-# %% ../nbs/16c_hamza.ipynb #cda97299
-def _of_fine_tuned(label, **measures):
-    return tuple(Reported('binary', 'fine-tuned', measure, value, label)
+# %% ../nbs/16c_hamza.ipynb #684e3f62
+def _of(arm, label='all', **measures):
+    return tuple(Reported('binary', arm, measure, value, label)
                  for measure, value in measures.items())
 
 REPORTED = (
-    Reported('binary', 'simple CNN', 'accuracy', .854), Reported('binary', 'simple CNN', 'log_loss', .355),
-    Reported('binary', 'transfer', 'accuracy', .9006), Reported('binary', 'transfer', 'log_loss', .2686),
-    *_of_fine_tuned('all', accuracy=.9054, log_loss=.2351),
-    *_of_fine_tuned('normal', ppv=.95, sensitivity=.79, f1=.86),
-    *_of_fine_tuned('pneumonia', ppv=.88, sensitivity=.98, f1=.93, auc=.975))
+    *_of('simple CNN', accuracy=.854, log_loss=.355),
+    *_of('transfer', accuracy=.9006, log_loss=.2686),
+    *_of('fine-tuned', accuracy=.9054, log_loss=.2351),
+    *_of('fine-tuned', 'normal', ppv=.95, sensitivity=.79, f1=.86),
+    *_of('fine-tuned', 'pneumonia', ppv=.88, sensitivity=.98, f1=.93, auc=.975))
 
-# %% ../nbs/16c_hamza.ipynb #2b926006
+# %% ../nbs/16c_hamza.ipynb #ca30c8dc
 def _claim(text, arm, against, by=None, table='binary', whose='report'):
     return Claim(text, table, arm, against, by=by, whose=whose)
 
 CLAIMS = (
     _claim('A pretrained, frozen network beats the simple CNN.', 'transfer', 'simple CNN', .0466),
-    _claim('Fine-tuning the last 13 layers beats the frozen network.', 'fine-tuned', 'transfer', .0048),
+    _claim('Fine-tuning the last 13 layers beats the frozen network.', 'fine-tuned', 'transfer',
+           .0048),
     _claim('The fine-tuned network beats the simple CNN.', 'fine-tuned', 'simple CNN', .0514),
     _claim('An SVM on the features beats the dense head.', 'CNN + SVM', 'transfer', whose='course'),
-    _claim("A search over the SVM's parameters helps.", 'CNN + SVM, searched', 'CNN + SVM', whose='course'),
+    _claim("A search over the SVM's parameters helps.", 'CNN + SVM, searched', 'CNN + SVM',
+           whose='course'),
     _claim('An ensemble beats the fine-tuned network.', 'ensemble', 'fine-tuned', whose='course'),
-    _claim('The simple CNN beats an SVM on raw pixels.', 'simple CNN', 'pixels + SVM', whose='course'),
-    _claim('For three classes, fine-tuning beats an SVM on the features.', 'fine-tuned, three classes',
-           'CNN + SVM, three classes', table='three classes', whose='course'))
+    _claim('The simple CNN beats an SVM on raw pixels.', 'simple CNN', 'pixels + SVM',
+           whose='course'),
+    _claim('For three classes, fine-tuning beats an SVM on the features.',
+           'fine-tuned, three classes', 'CNN + SVM, three classes', table='three classes',
+           whose='course'))
 
-# %% ../nbs/16c_hamza.ipynb #4f8ee8f9
+# %% ../nbs/16c_hamza.ipynb #9523312b
 DEVIATIONS = (
     Deviation('images', '5,866', '5,856 of the release, or 5,840 without its folder of 16',
               'the release holds no 5,866; its folder val/ counts as training here'),
@@ -67,7 +82,7 @@ DEVIATIONS = (
               "the release's own folder of 16 images is too small to choose an epoch by"),
     Deviation('last 13 layers', "the last 13 of Keras's list", 'the last 7 layers with weights',
               'the other 6 are activations, paddings and additions: nothing in them is trained'),
-    Deviation('output', 'one unit', 'two units and a softmax', 'the same model, as all networks here'),
+    Deviation('output', 'one unit', 'two units and a softmax', 'the same model; so are all here'),
     Deviation('features before the head', 'as they are', 'brought to mean 0 and variance 1',
               'one learning rate then fits the features of any network'),
     Deviation('simple CNN', 'conv, pool and dense layers, sizes ' + SILENT, '257,602 parameters: '
@@ -84,14 +99,14 @@ DEVIATIONS = (
               'each takes minutes on features that exist'),
     Deviation('runs', 'one', '3 seeds', 'one run cannot tell a method from its luck'))
 
-# %% ../nbs/16c_hamza.ipynb #7d0eb3de
+# %% ../nbs/16c_hamza.ipynb #d8e429ee
 RECIPE = check_recipe(Recipe(
     'hamza', 'Pneumonia in children: a simple CNN, a frozen network, a fine-tuned one', 'kermany',
     (BINARY, THREE_CLASSES), {
         'tiny': Profile(48, {'resnetv2_152': 'resnet18'}, {'imagenet': 'shipped'}, epochs=2,
                         lr={1e-5: 1e-4}, seeds=1, resamples=200,
                         leave_out=('CNN + SVM, searched', 'pixels + SVM')),
-        'small': Profile(96, {'resnetv2_152': 'resnet18'}, {'imagenet': 'shipped'}, epochs=6,
+        'small': Profile(96, {'resnetv2_152': 'resnet18'}, {'imagenet': 'shipped'}, epochs=5,
                          lr={1e-5: 1e-4}),
         'full': Profile(224, {'resnetv2_152': 'resnetv2_101'})},
     REPORTED, CLAIMS, DEVIATIONS, task='type',
@@ -100,3 +115,85 @@ RECIPE = check_recipe(Recipe(
         prevalence={'consolidation': .4, 'diffuse interstitial pattern': .25}),
     phantom_labels={'normal': 'normal', 'consolidation': 'bacterial',
                     'diffuse interstitial pattern': 'viral'}))
+
+# %% ../nbs/16c_hamza.ipynb #39ca260f
+def learning_curves(
+    records:Mapping, # of `run_recipe`: (table, arm, seed) -> a record for each stage
+    arms:Sequence[str], # names; a column of panels for each
+) -> Figure:
+    "Loss and validation accuracy of some arms side by side, a line for each seed."
+    figure, axes = plt.subplots(2, len(arms), figsize=(1 + 3.4 * len(arms), 4.6), dpi=80,
+                                squeeze=False, sharey='row', layout='constrained')
+    for (loss, accuracy), name in zip(axes.T, arms):
+        of_arm = [stages for (_, arm, _), stages in records.items() if arm == name]
+        for seed, stages in enumerate(of_arm):
+            told = pd.DataFrame([epoch for record in stages for epoch in record['history']])
+            told.index += 1  # epochs, counted through all stages
+            loss.plot(told['train_loss'], '--', color=COLOURS[0], label='' if seed else 'training')
+            loss.plot(told['valid_loss'], '-', color=COLOURS[1], label='' if seed else 'validation')
+            accuracy.plot(told['valid_accuracy'], 'o-', ms=3, color=COLOURS[1])
+            for border in np.cumsum([len(record['history']) for record in stages])[:-1]:
+                for axis in (loss, accuracy): axis.axvline(border + .5, color='grey', lw=1, ls=':')
+        loss.set_title(f'{name} ({len(of_arm)} seed(s))', fontsize=10)
+        accuracy.set_xlabel('epoch')
+        accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel('loss'); axes[1, 0].set_ylabel('validation accuracy')
+    axes[0, 0].legend()
+    return figure
+
+# %% ../nbs/16c_hamza.ipynb #4156e428
+def plot_beside(
+    result:Mapping, # from `run_recipe`
+    table:str, # of its recipe
+    measure:str='accuracy', # over all classes
+) -> Figure:
+    "Each arm's score, a dot and its 95% interval for each seed; crosses: as reported."
+    rows = result['results'].query("split == 'test' and label == 'all'")
+    rows = rows[(rows['table'] == table) & (rows['measure'] == measure)]
+    arms = list(dict.fromkeys(rows['model']))
+    figure, axis = plt.subplots(figsize=(7, 1.1 + .42 * len(arms)), dpi=80, layout='constrained')
+    for place, arm in enumerate(arms):
+        of_arm = rows[rows['model'] == arm]
+        heights = place + .13 * (np.arange(len(of_arm)) - (len(of_arm) - 1) / 2)
+        axis.hlines(heights, of_arm['low'], of_arm['high'], color=COLOURS[5])
+        axis.plot(of_arm['value'], heights, 'o', ms=4, color=COLOURS[0])
+    said = [fact for fact in result['recipe'].reported if fact.table == table and fact.arm in arms
+            and (fact.measure, fact.label, fact.split) == (measure, 'all', 'test')]
+    axis.plot([fact.value for fact in said], [arms.index(fact.arm) for fact in said], 'x', ms=8,
+              color='black', label='as reported')
+    axis.set_yticks(range(len(arms)), arms)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{measure.replace('_', ' ')} on {rows['images'].max():,.0f} test images")
+    if said: axis.legend()
+    return figure
+
+# %% ../nbs/16c_hamza.ipynb #2585362f
+def trained_arms(
+    result:Mapping, # from `run_recipe`
+    table:str, # of its recipe
+) -> dict[str, pd.DataFrame]: # arm -> test predictions of its first seed
+    "The networks of a table, without classifiers and ensembles; none where the table is not there."
+    arms = [arm.name for each in result['recipe'].tables if each.name == table
+            for arm in each.arms if isinstance(arm, Arm)]
+    return {arm: next(iter(seeds_of(result['predictions'][table], arm).values())) for arm in arms}
+
+def figures(
+    result:Mapping, # from `run_recipe`
+) -> dict[str, tuple[Figure, str]]: # heading -> figure and caption
+    "The report's figures, drawn from our run; those of arms that were left out are not there."
+    drawn, networks = {}, trained_arms(result, 'binary')
+    if compared := [arm for arm in ('simple CNN', 'fine-tuned') if arm in networks]:
+        drawn['Learning curves'] = learning_curves(result['records'], compared), (
+            f"Loss (above) and validation accuracy (below) of {' and '.join(compared)}; dotted: where "
+            'the head alone ends and the last layers join in. Training accuracy is not recorded.')
+    drawn['Confusion matrices'] = np.ravel(plot_confusion(networks))[0].figure, (
+        'Test images by true and called class, at probability .5; first seed.')
+    drawn['ROC curves'] = plot_roc(networks).figure, (
+        'Pneumonia against normal on the test set, first seed.')
+    drawn['Accuracy, reported and measured'] = plot_beside(result, 'binary'), (
+        'Accuracy of each arm: a dot for each seed with its 95% interval over patients, crosses as '
+        'reported.')
+    for arm, told in trained_arms(result, 'three classes').items():
+        drawn['Three classes'] = plot_confusion(told).figure, (
+            f'Test images by true and called class: {arm}, first seed.')
+    return drawn
