@@ -39,7 +39,7 @@ from .thresholds import choose_thresholds
 from .transfer import refuse_contaminated
 from .verdicts import judge_claims, mean_over_seeds, plot_claims, seeds_of, set_beside
 
-# %% ../nbs/16c_reruns.ipynb #78a3db33
+# %% ../nbs/16c_reruns.ipynb #2a098fec
 BEFORE_CROPPING = 2  # films are decoded so much larger where lungs are cut out
 
 def as_reported(
@@ -72,11 +72,19 @@ def find_films(
             raise RecipeError(f"Where is {recipe.data}? Name its folder with --path, or a folder that holds it with CXR_DATA; "
                               f"`cxr_learn fetch {recipe.data}` gets it; --profile tiny needs no data.")
         cohort = load_cohort(recipe.data, path, **({'task': recipe.task} if recipe.task else {}))
+        _refuse_other_classes(recipe, cohort)
         if not recipe.official_test: cohort['split'] = None
     if settings.limit and settings.limit < len(cohort): cohort = sample_patients(cohort, settings.limit, seed=0)
     cohort = split_by_patient(cohort, recipe.valid, recipe.test, seed=0).reset_index(drop=True)
     check_test_labels(cohort)
     return cohort
+
+def _refuse_other_classes(recipe, cohort):
+    there = findings_of(cohort) or set(cohort['label'])
+    absent = sorted(set(recipe.phantom_labels.values()) - set(there))
+    if absent:
+        raise RecipeError(f"{recipe.name} asks about {absent[0]!r}, and the collection given has {', '.join(sorted(there))} alone: give the whole "
+                          f"of {recipe.data}, or choose another report.")
 
 # %% ../nbs/16c_reruns.ipynb #a1b404b4
 def run_recipe(
