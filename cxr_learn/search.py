@@ -53,7 +53,7 @@ def patient_folds(
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [(rows[fit], rows[score]) for fit, score in splitter.split(label, label, patient_id)]
 
-# %% ../nbs/15b_search.ipynb #eee2a31f
+# %% ../nbs/15b_search.ipynb #7cbc4dc6
 SCORES = ('macro_auc', 'accuracy', 'macro_sensitivity', 'macro_f1', 'mcc')  # higher is better
 
 def fold_tables(
@@ -69,9 +69,10 @@ def fold_tables(
 def _fold_score(classifier, table, score):
     "Fit to a fold's training part, measure on the rest"
     predictions = classify(fit_classifier(classifier, table), table, 'valid')
-    return float(all_measures(predictions, np.ones((1, len(predictions))), measures=[score])[score, 'all'][0])
+    measured = all_measures(predictions, np.ones((1, len(predictions))), measures=[score])
+    return float(measured[score, 'all'][0])
 
-# %% ../nbs/15b_search.ipynb #d3e2dc00
+# %% ../nbs/15b_search.ipynb #713abdb7
 class Range(NamedTuple):
     "Numbers from `low` to `high`, for random search and Optuna"
     low: float
@@ -100,13 +101,15 @@ def _check_space(space, how):
 def _plain(value): return value.item() if isinstance(value, np.generic) else value
 
 def _grid(space, trials, seed):
-    for values in itertools.product(*space.values()): yield dict(zip(space, map(_plain, values))), None
+    for values in itertools.product(*space.values()):
+        yield dict(zip(space, map(_plain, values))), None
 
 def _random(space, trials, seed):
     for number in range(trials):
         rng = np.random.default_rng([seed, number])
         yield {name: values.draw(rng) if isinstance(values, Range)
-               else _plain(values[rng.integers(len(values))]) for name, values in space.items()}, None
+               else _plain(values[rng.integers(len(values))])
+               for name, values in space.items()}, None
 
 def _optuna(space, trials, seed):
     try: import optuna  # here, since it is an extra
@@ -131,7 +134,7 @@ def _tell(study, trial, failed, mean):
 
 HOW = {'grid': _grid, 'random': _random, 'optuna': _optuna}
 
-# %% ../nbs/15b_search.ipynb #805a5d84
+# %% ../nbs/15b_search.ipynb #4a70ee72
 class SearchError(ValueError):
     "No point of a search could be scored, or a file belongs to another search"
 
@@ -145,7 +148,8 @@ def _search_key(name, features, score, folds, seed):
 
 def _read_trials(file, key):
     "The trials of this search that a file holds"
-    if file is None or not Path(file).exists(): return pd.DataFrame(columns=['search', 'settings', 'error'])
+    if file is None or not Path(file).exists():
+        return pd.DataFrame(columns=['search', 'settings', 'error'])
     try:
         kept = pd.read_csv(file, float_precision='round_trip')
         others = kept.loc[kept['search'] != key, 'search']
@@ -183,7 +187,7 @@ def _result(rows, tried, name, score, seed, file):
     return dict(name=name, best=tried[best], score=float(table['mean'][best]), measure=score,
                 seed=seed, table=table.drop(columns=['search', 'settings']))
 
-# %% ../nbs/15b_search.ipynb #5fa9a89c
+# %% ../nbs/15b_search.ipynb #cea9a14b
 def search(
     features:pd.DataFrame, # from `extract_features`; only its training rows are looked at
     name:str, # one of `CLASSIFIERS`
@@ -204,7 +208,8 @@ def search(
     if trials < 1: raise ValueError(f"trials = {trials}: at least 1.")
     _check_space(space, how)
     make_classifier(name, seed)  # an unknown name is refused at once
-    tables, key = fold_tables(features, folds, seed), _search_key(name, features, score, folds, seed)
+    tables = fold_tables(features, folds, seed)
+    key = _search_key(name, features, score, folds, seed)
     kept = _read_trials(file, key)
     finished, rows, tried = _finished(kept), [], []
     for params, tell in HOW[how](space, trials, seed):
@@ -212,7 +217,7 @@ def search(
         if settings not in finished:
             classifier = partial(make_classifier, name, seed, **params)
             try: finished[settings] = [_fold_score(classifier(), table, score) for table in tables]
-            except (ValueError, ArithmeticError, np.linalg.LinAlgError) as fault: error = _words(fault)
+            except (ValueError, ArithmeticError) as fault: error = _words(fault)
         rows.append(_trial(settings, params, finished.get(settings), error, folds, key))
         tried.append(params)
         if file is not None: _write_trials(rows, kept, file)
@@ -225,9 +230,9 @@ def _trial(settings, params, scores, error, folds, key):
     scores = np.full(folds, np.nan) if scores is None else np.asarray(scores)
     if not error and not np.isfinite(scores).all(): error = 'the score is undefined in a fold'
     return dict(search=key, settings=settings, **params, mean=scores.mean(), sd=scores.std(ddof=1),
-                error=error or '', **{f'fold_{number}': value for number, value in enumerate(scores)})
+                error=error, **{f'fold_{number}': value for number, value in enumerate(scores)})
 
-# %% ../nbs/15b_search.ipynb #9803e351
+# %% ../nbs/15b_search.ipynb #198d5bbb
 GRAM_LIMIT = 2 ** 33  # bytes for a fold's distances and Gram matrices
 SVC_SCORES = ('macro_auc', 'accuracy')
 
@@ -253,7 +258,8 @@ def svc_grid(
         raise ValueError(f"{sum(map(len, dealt[0]))} training rows need {needed / 2**30:.1f} GiB: "
                          "take fewer (`sample_patients`), or use `search`.")
     X, y = feature_matrix(features), features['label'].astype(str).to_numpy()
-    scores = np.stack([_fold_grid(X, y, fit, left, C, gamma, score) for fit, left in dealt], axis=-1)
+    scores = np.stack([_fold_grid(X, y, fit, left, C, gamma, score) for fit, left in dealt],
+                      axis=-1)
     points = [dict(C=float(c), gamma=float(g)) for g in gamma for c in C]
     table = pd.DataFrame([dict(**point, mean=row.mean(), sd=row.std(ddof=1), error='',
                                **{f'fold_{number}': value for number, value in enumerate(row)})
