@@ -86,7 +86,7 @@ class SigmoidNet(ClassifierMixin, BaseEstimator):
 
     def predict(self, X): return self.classes_[self.predict_proba(X).argmax(1)]
 
-# %% ../nbs/15a_classifiers.ipynb #0bf2e0c1
+# %% ../nbs/15a_classifiers.ipynb #cbfd459f
 FOLDS = 5  # parts by patient, on which the probabilities of the SVM are made
 TREES, NEIGHBOURS, UNITS = 300, 15, (128,)  # ours: no report states them
 
@@ -100,7 +100,8 @@ def _svm(seed, **params):
     return CalibratedClassifierCV(_scaled(machine), cv=FOLDS, ensemble=False)
 
 def _random_forest(seed, **params):
-    return _scaled(RandomForestClassifier(**{'n_estimators': TREES, 'random_state': seed, **params}))
+    usual = dict(n_estimators=TREES, random_state=seed)
+    return _scaled(RandomForestClassifier(**{**usual, **params}))
 
 def _k_nearest(seed, **params):
     return _scaled(KNeighborsClassifier(**{'n_neighbors': NEIGHBOURS, **params}))
@@ -125,7 +126,7 @@ def make_classifier(
     try: return CLASSIFIERS[name](seed, **params)
     except TypeError as error: raise ValueError(f"{name}: {error}; leave this out.") from None
 
-# %% ../nbs/15a_classifiers.ipynb #b7872a50
+# %% ../nbs/15a_classifiers.ipynb #34b3ae26
 MADE_OF = ('weights', 'block', 'numbers')  # facts that training and new features must share
 
 def fit_classifier(
@@ -156,7 +157,7 @@ def _folds(X, y, patient_id, patients):
     "Rows to fit and rows to score, no patient in both"
     if patients.min() < 2:
         raise ValueError(f"The class {patients.idxmin()} has one training patient, and the "
-                         "probabilities of this classifier need 2: add patients, or drop the class.")
+                         "probabilities of this classifier need 2: add some, or drop the class.")
     folds = StratifiedGroupKFold(min(FOLDS, patients.min()))
     return list(folds.split(X, y, patient_id))
 
@@ -164,7 +165,7 @@ def _made_of(features):
     key = features.attrs.get('key', {})
     return {name: key[name] for name in MADE_OF if name in key}
 
-# %% ../nbs/15a_classifiers.ipynb #7c4b6285
+# %% ../nbs/15a_classifiers.ipynb #bc5d69c7
 def classify(
     fitted, # from `fit_classifier`
     features:pd.DataFrame, # from `extract_features`, of the same network and block
@@ -181,8 +182,8 @@ def classify(
     X, expected, now = feature_matrix(rows), getattr(fitted, 'made_of_', {}), _made_of(features)
     differ = [name for name in expected if name in now and now[name] != expected[name]]
     if differ or X.shape[1] != fitted.n_features_in_:
-        raise ValueError(f"The classifier was fitted to {fitted.n_features_in_} features, and these "
-                         f"{X.shape[1]} are of another kind ({', '.join(differ) or 'their number'} "
+        raise ValueError(f"The classifier was fitted to {fitted.n_features_in_} features, and "
+                         f"these {X.shape[1]} are of another kind ({', '.join(differ) or 'their number'} "
                          "differ): extract them with the same network and block.")
     known = rows[['image', 'patient_id', 'label', 'split']].astype({'label': str})
     names = [PREFIX + str(label) for label in fitted.classes_]
