@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FROZEN_THEN_LAST', 'SCRATCH', 'SIMPLE', 'TRANSFER', 'FINE_TUNED', 'BINARY', 'THREE_CLASSES', 'REPORTED', 'CLAIMS',
-           'DEVIATIONS', 'RECIPE', 'learning_curves', 'plot_beside', 'trained_arms', 'figures']
+           'DEVIATIONS', 'RECIPE', 'learning_curves', 'plot_beside', 'first_answers', 'figures']
 
 # %% ../nbs/16c_hamza.ipynb #183f3864
 from collections.abc import Mapping, Sequence
@@ -99,14 +99,14 @@ DEVIATIONS = (
               'each takes minutes on features that exist'),
     Deviation('runs', 'one', '3 seeds', 'one run cannot tell a method from its luck'))
 
-# %% ../nbs/16c_hamza.ipynb #d8e429ee
+# %% ../nbs/16c_hamza.ipynb #ee5bde04
 RECIPE = check_recipe(Recipe(
     'hamza', 'Pneumonia in children: a simple CNN, a frozen network, a fine-tuned one', 'kermany',
     (BINARY, THREE_CLASSES), {
-        'tiny': Profile(48, {'resnetv2_152': 'resnet18'}, {'imagenet': 'shipped'}, epochs=2,
-                        lr={1e-5: 1e-4}, seeds=1, resamples=200,
+        'tiny': Profile(48, {'resnetv2_152': 'resnet18'}, {'imagenet': 'shipped'}, epochs=3,
+                        batch_size=16, lr={1e-5: 1e-4}, seeds=1, resamples=200,
                         leave_out=('CNN + SVM, searched', 'pixels + SVM')),
-        'small': Profile(96, {'resnetv2_152': 'resnet18'}, {'imagenet': 'shipped'}, epochs=5,
+        'small': Profile(96, {'resnetv2_152': 'resnet18'}, {'imagenet': 'shipped'}, epochs=6,
                          lr={1e-5: 1e-4}),
         'full': Profile(224, {'resnetv2_152': 'resnetv2_101'})},
     REPORTED, CLAIMS, DEVIATIONS, task='type',
@@ -116,7 +116,7 @@ RECIPE = check_recipe(Recipe(
     phantom_labels={'normal': 'normal', 'consolidation': 'bacterial',
                     'diffuse interstitial pattern': 'viral'}))
 
-# %% ../nbs/16c_hamza.ipynb #39ca260f
+# %% ../nbs/16c_hamza.ipynb #8123e0ee
 def learning_curves(
     records:Mapping, # of `run_recipe`: (table, arm, seed) -> a record for each stage
     arms:Sequence[str], # names; a column of panels for each
@@ -136,12 +136,12 @@ def learning_curves(
                 for axis in (loss, accuracy): axis.axvline(border + .5, color='grey', lw=1, ls=':')
         loss.set_title(f'{name} ({len(of_arm)} seed(s))', fontsize=10)
         accuracy.set_xlabel('epoch')
-        accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (loss, accuracy): axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel('loss'); axes[1, 0].set_ylabel('validation accuracy')
     axes[0, 0].legend()
     return figure
 
-# %% ../nbs/16c_hamza.ipynb #4156e428
+# %% ../nbs/16c_hamza.ipynb #e7975ed5
 def plot_beside(
     result:Mapping, # from `run_recipe`
     table:str, # of its recipe
@@ -164,24 +164,25 @@ def plot_beside(
     axis.set_yticks(range(len(arms)), arms)
     axis.invert_yaxis()
     axis.set_xlabel(f"{measure.replace('_', ' ')} on {rows['images'].max():,.0f} test images")
-    if said: axis.legend()
+    if said: figure.legend(loc='outside upper right', frameon=False)
     return figure
 
-# %% ../nbs/16c_hamza.ipynb #2585362f
-def trained_arms(
+# %% ../nbs/16c_hamza.ipynb #920b27bd
+def first_answers(
     result:Mapping, # from `run_recipe`
     table:str, # of its recipe
-) -> dict[str, pd.DataFrame]: # arm -> test predictions of its first seed
-    "The networks of a table, without classifiers and ensembles; none where the table is not there."
+    kinds:tuple=(Arm,), # of arms: `Arm`, `FeatureArm`, `EnsembleArm`
+) -> dict[str, pd.DataFrame]: # arm -> its test predictions; empty where the table was left out
+    "What the arms of a table answered with their first seed."
     arms = [arm.name for each in result['recipe'].tables if each.name == table
-            for arm in each.arms if isinstance(arm, Arm)]
+            for arm in each.arms if isinstance(arm, kinds)]
     return {arm: next(iter(seeds_of(result['predictions'][table], arm).values())) for arm in arms}
 
 def figures(
     result:Mapping, # from `run_recipe`
 ) -> dict[str, tuple[Figure, str]]: # heading -> figure and caption
     "The report's figures, drawn from our run; those of arms that were left out are not there."
-    drawn, networks = {}, trained_arms(result, 'binary')
+    drawn, networks = {}, first_answers(result, 'binary')
     if compared := [arm for arm in ('simple CNN', 'fine-tuned') if arm in networks]:
         drawn['Learning curves'] = learning_curves(result['records'], compared), (
             f"Loss (above) and validation accuracy (below) of {' and '.join(compared)}; dotted: where "
@@ -193,7 +194,7 @@ def figures(
     drawn['Accuracy, reported and measured'] = plot_beside(result, 'binary'), (
         'Accuracy of each arm: a dot for each seed with its 95% interval over patients, crosses as '
         'reported.')
-    for arm, told in trained_arms(result, 'three classes').items():
+    for arm, told in first_answers(result, 'three classes').items():
         drawn['Three classes'] = plot_confusion(told).figure, (
             f'Test images by true and called class: {arm}, first seed.')
     return drawn
