@@ -33,7 +33,7 @@ from .sweep import FROM_SCRATCH, Run, plot_atlas, plot_freezing, train_run
 from .training import plot_history
 from .transfer import shipped_card
 
-# %% ../nbs/14c_pages.ipynb #3f52a7f1
+# %% ../nbs/14c_pages.ipynb #6cdff11b
 TRAINING_FILMS = 100  # whose lungs are found, so that a marker is not looked for inside them
 
 def detailed_models(
@@ -72,7 +72,7 @@ def check_shortcuts(
         tables.append(controls_of(learn, cohort, store, masks).assign(model=model))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/14c_pages.ipynb #12ac4cfa
+# %% ../nbs/14c_pages.ipynb #4b053751
 def figure_html(
     figure:Figure, # a matplotlib figure; it is closed
     text:str, # what the figure shows, for those who cannot see it and as its caption
@@ -88,10 +88,12 @@ def figure_html(
 def table_html(
     table:pd.DataFrame, # any table
     caption:str='', # says what it shows
+    wrap:bool=False, # let long sentences in cells take several lines
 ) -> str:
     "A table as part of a page, scrollable on a narrow screen."
     body = table.to_html(index=False, border=0, na_rep='', float_format='{:.3f}'.format)
-    return f'<div class="scroll"><p class="caption">{html.escape(caption)}</p>{body}</div>'
+    kind = 'scroll wrap' if wrap else 'scroll'
+    return f'<div class="{kind}"><p class="caption">{html.escape(caption)}</p>{body}</div>'
 
 def with_interval(value:float, low:float, high:float) -> str:
     "A score and its interval in one cell"
@@ -125,7 +127,7 @@ def seed_table(
     cells = spread['mean'].map('{:.3f}'.format) + ' ± ' + spread['std'].map('{:.3f}'.format)
     return cells.unstack('measure', sort=False).rename_axis(columns=None).reset_index()
 
-# %% ../nbs/14c_pages.ipynb #2ddbe833
+# %% ../nbs/14c_pages.ipynb #0be39e22
 _PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}}
@@ -134,6 +136,7 @@ figure{{margin:1.5rem 0}} figcaption,.caption{{color:#555;font-size:.9rem}}
 .row{{display:flex;flex-wrap:wrap;gap:0 2rem}} .row figure{{max-width:27rem}}
 .scroll{{overflow-x:auto;margin:1rem 0}} table{{border-collapse:collapse;font-size:.85rem}}
 th,td{{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #ddd;white-space:nowrap}}
+.wrap td{{white-space:normal;vertical-align:top;min-width:4rem}}
 .warning{{border-left:4px solid #D55E00;padding:.5rem 1rem;background:#fdf3ec}}
 </style></head><body><h1>{title}</h1><p class="warning">{warning}</p>{body}</body></html>'''
 
@@ -175,7 +178,7 @@ WARNING = ('Not for clinical use. A page of a course: it shows how models are co
 LEAKY_WARNING = ('The images were split without regard to patients (leaky): the test set shows patients of the '
                  'training set, and every score below is too good.')
 
-# %% ../nbs/14c_pages.ipynb #17916cd6
+# %% ../nbs/14c_pages.ipynb #e8a8e653
 def _data_section(cohort, remarks, examples, unreadable):
     summary = summarise_cohort(cohort)
     parts = [f'<p>{html.escape(remarks)}</p>' if remarks else '']

@@ -86,7 +86,7 @@ def _refuse_other_classes(recipe, cohort):
         raise RecipeError(f"{recipe.name} asks about {absent[0]!r}, and the collection given has {', '.join(sorted(there))} alone: give the whole "
                           f"of {recipe.data}, or choose another report.")
 
-# %% ../nbs/16c_reruns.ipynb #a1b404b4
+# %% ../nbs/16c_reruns.ipynb #fdb9c4af
 def run_recipe(
     recipe:Recipe, # at the report's scale
     profile:str='tiny', # one of its profiles
@@ -138,7 +138,7 @@ def _run(recipe, changes, profile, path, out, seeds, progress, say):
                   claims=judge_claims(recipe.claims, predictions, 2 * settings.resamples),
                   controls=_control(bench, min(seeds), settings.resamples),
                   audit=f'Audit of the split: {verdict(audit(cohort, guesses=False))}',
-                  cohort=summarise_cohort(cohort).attrs['caption'], environment=environment())
+                  cohort=summarise_cohort(cohort).attrs['caption'], resamples=settings.resamples, environment=environment())
     return result | dict(seconds=round(perf_counter() - started, 1))
 
 def table_folder(
@@ -211,7 +211,7 @@ def _control(bench, seed, resamples):
         found.append(facts_only(cohort, resamples=resamples).assign(table=table.name, model='no network'))
     return pd.concat(found, ignore_index=True)
 
-# %% ../nbs/16c_reruns.ipynb #79c2bb5c
+# %% ../nbs/16c_reruns.ipynb #1dbac635
 def write_rerun(
     result:Mapping, # from `run_recipe`
     file:str|Path, # the .html to write
@@ -220,8 +220,8 @@ def write_rerun(
     "Write what a recipe gave as one self-contained page."
     recipe = result['recipe']
     what = 'on the phantom' if result['on_phantom'] else f"on {recipe.data}"
-    sections = {'The data': _data(result), 'The recipe, as it was run': table_html(recipe_table(recipe), 'A row for each arm.'),
-                'What differs from the report': table_html(deviation_table(result['deviations']), 'Deviations, substitutes and silences, each with its reason.'),
+    sections = {'The data': _data(result), 'The recipe, as it was run': table_html(recipe_table(recipe), 'A row for each arm.', wrap=True),
+                'What differs from the report': table_html(deviation_table(result['deviations']), 'Deviations, substitutes and silences, each with its reason.', wrap=True),
                 'Reported beside measured': _beside(result), 'The claims': _claims(result), 'All scores': _scores(result),
                 'Could it be a shortcut?': _controls(result)}
     sections |= {heading: figure_html(*drawn) for heading, drawn in figures.items()}
@@ -234,7 +234,8 @@ def _data(result):
     parts = [f'<p>{remark}</p>', f"<p>{result['cohort']}</p>", f"<p>{result['audit']}</p>"]
     if result['on_phantom'] and result['recipe'].phantom_labels:
         names = ', '.join(f'{finding} for {name}' for finding, name in result['recipe'].phantom_labels.items())
-        parts.append(f'<p class="warning">Findings of the phantom stand in for classes: {names}. No verdict below is about medicine.</p>')
+        parts.append(f'<p class="warning">Findings of the phantom stand in for classes: {names}. No verdict below is about medicine. '
+                     'Phantoms are more alike than people, so an audit takes some of them for copies.</p>')
     if result['earlier_plans']:
         parts.append(f"<p class=\"warning\">This test set had been opened before, by {', '.join(result['earlier_plans'])}.</p>")
     if len(result['refused']): parts.append(f"<p>The lungs of {len(result['refused'])} film(s) could not be found; these stayed whole.</p>")
@@ -249,15 +250,18 @@ def _beside(result):
 
 def _with_cells(rows):
     cell = [with_interval(*row) if seeds else '' for *row, seeds in rows[['value', 'low', 'high', 'seeds']].to_numpy()]
-    return rows.assign(measured=cell).drop(columns=['value', 'low', 'high'])
+    names = ['table', 'arm', 'measure', 'label', 'split', 'reported', 'measured', 'verdict', 'seeds']
+    return rows.assign(measured=cell)[names].rename(columns={'verdict': 'the reported value is'})
 
 def _claims(result):
     claims = result['claims']
     if not len(claims): return '<p>The report claims nothing that a paired test could answer.</p>'
     cell = [with_interval(*row) if np.isfinite(row[0]) else '' for row in claims[['difference', 'low', 'high']].to_numpy()]
-    shown = claims.assign(**{'measured difference': cell})[['text', 'whose', 'arm', 'against', 'measure', 'label', 'reported_difference',
-                                                          'measured difference', 'p_corrected', 'seeds', 'verdict', 'why']]
-    parts = [table_html(shown, f"Paired on the same test patients, means over seeds; p_corrected is Holm's over {len(claims)} claims.")]
+    names = {'text': 'claim', 'verdict': 'verdict', 'why': 'why', 'reported_difference': 'reported', 'measured': 'measured', 'p_corrected': 'p',
+             'measure': 'of', 'whose': 'whose'}
+    shown = claims.assign(measured=cell)[list(names)].rename(columns=names)
+    parts = [table_html(shown, (f"Differences on the same test patients, means over seeds, with 95% intervals; p is Holm's over {len(claims)} claims. "
+                                'Claims of the course are questions that it adds.'), wrap=True)]
     if claims['difference'].notna().any(): parts.append(figure_html(plot_claims(claims), 'The paired differences; a cross marks what was reported.'))
     return ''.join(parts)
 
@@ -267,15 +271,24 @@ def _scores(result):
     for table in result['recipe'].tables:
         rows = results[results['table'] == table.name]
         overall = rows[(rows['label'] == 'all') & rows['measure'].isin(table.measures)]
-        means = overall.groupby(['model', 'measure'], sort=False)[['value', 'low', 'high']].mean().reset_index()
-        means['score'] = [with_interval(*row) for row in means[['value', 'low', 'high']].to_numpy()]
-        shown = means.pivot_table(index='model', columns='measure', values='score', aggfunc='first', sort=False).reset_index()
-        parts.append(table_html(shown, f"{table.name}: {overall['images'].max()} test images of {overall['patients'].max()} patients; mean over "
-                                       f"{overall['seed'].nunique()} seed(s) of the value and of the ends of its 95% interval."))
-        if overall['seed'].nunique() > 1:
-            spread = overall.groupby(['model', 'measure'], sort=False)['value'].std().unstack('measure', sort=False).reset_index()
-            parts.append(table_html(spread, f'{table.name}: standard deviation over the seeds.'))
+        shown = [dict(model=model, **_mean_scores(result, table, model, of_model)) for model, of_model in overall.groupby('model', sort=False)]
+        parts.append(table_html(pd.DataFrame(shown), (
+            f"{table.name}: {overall['images'].max()} test images of {overall['patients'].max()} patients; mean over {overall['seed'].nunique()} seed(s) "
+            'with its 95% interval over patients, and after ± the standard deviation between seeds.')))
     return ''.join(parts)
+
+def _mean_scores(result, table, model, rows):
+    "Each measure's mean over the seeds, in words"
+    cells = {}
+    for measure in dict.fromkeys(rows['measure']):
+        known = rows[rows['measure'] == measure]
+        cells[measure] = with_interval(known['value'].mean(), np.nan, np.nan)
+        if known['low'].isna().any(): continue
+        tables = list(seeds_of(result['predictions'][table.name], model).values())
+        mean = mean_over_seeds(tables, [(measure, 'all')], resamples=result['resamples']).iloc[0]
+        spread = f" ± {mean['spread']:.3f}" if len(tables) > 1 else ''
+        cells[measure] = with_interval(*mean[['value', 'low', 'high']]) + spread
+    return cells
 
 def _controls(result):
     rows = result['controls']
