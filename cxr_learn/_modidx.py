@@ -1237,7 +1237,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cxr_learn.worth.plot_worth': ('worth.html#plot_worth', 'cxr_learn/worth.py'),
                                  'cxr_learn.worth.pretrain_in_domain': ('worth.html#pretrain_in_domain', 'cxr_learn/worth.py')},
             'cxr_learn.yarovyi': { 'cxr_learn.yarovyi._claim': ('yarovyi.html#_claim', 'cxr_learn/yarovyi.py'),
-                                   'cxr_learn.yarovyi._of_network': ('yarovyi.html#_of_network', 'cxr_learn/yarovyi.py'),
+                                   'cxr_learn.yarovyi._network_of': ('yarovyi.html#_network_of', 'cxr_learn/yarovyi.py'),
                                    'cxr_learn.yarovyi._with_copies': ('yarovyi.html#_with_copies', 'cxr_learn/yarovyi.py'),
                                    'cxr_learn.yarovyi.aucs_of': ('yarovyi.html#aucs_of', 'cxr_learn/yarovyi.py'),
                                    'cxr_learn.yarovyi.figures': ('yarovyi.html#figures', 'cxr_learn/yarovyi.py'),

@@ -10,7 +10,7 @@ __all__ = ['SETTINGS', 'PHANTOM', 'IMAGE_SIZE', 'TINY_SETTINGS', 'TINY_PHANTOM',
 import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script`', category=FutureWarning)  # fastai's, not the reader's
 
-# %% ../nbs/20_command_line.ipynb #5407fb00
+# %% ../nbs/20_command_line.ipynb #92496556
 import argparse
 import errno
 import json
@@ -33,6 +33,8 @@ from .fetching import fetch
 from .judging import COMPARED, judge, write_judgement
 from .measures import read_predictions
 from .thresholds import RULES
+from .reports import REPORTS, report
+from .recipes import PROFILES
 from .phantom import DEMO_FINDINGS, save_phantoms
 from .public_sets import LOADERS, REMARKS, find_collection, load_cohort
 from .store import build_store, readable_part
@@ -46,7 +48,7 @@ TINY_SETTINGS = {**SETTINGS, 'epochs': 1}
 TINY_PHANTOM = dict(patients=280, images_per_patient=(1, 1))
 TINY_IMAGE_SIZE = 48
 
-# %% ../nbs/20_command_line.ipynb #7ab648eb
+# %% ../nbs/20_command_line.ipynb #d6c46436
 def demo(
     data:str='phantom', # one of `LOADERS`
     path:str|Path|None=None, # folder of the data; the phantom is made, others are looked for in `CXR_DATA`
@@ -188,7 +190,7 @@ def freezing_sweep(
     return _study(runs, settings, data, path, out, seed, limit, image_size, TINY_PHANTOM if tiny else PHANTOM, task,
                   False, False, False, progress, say)
 
-# %% ../nbs/20_command_line.ipynb #e8b1dc6e
+# %% ../nbs/20_command_line.ipynb #62b14070
 def _parser():
     parser = argparse.ArgumentParser(
         prog='cxr_learn', description='Transfer learning for chest radiographs. Not for clinical use.')
@@ -199,6 +201,7 @@ def _parser():
     _add_fetch(commands.add_parser('fetch', help='get a public set from its home, whole and verified'))
     check = commands.add_parser('verify', help='compare a fetched set with the manifest that was made when it was first seen')
     check.add_argument('folder', help='the folder of the set')
+    _add_report(commands.add_parser('report', help='run one of the five student reports again, and set its numbers beside the measured ones'))
     _add_evaluate(commands.add_parser('evaluate', help='judge a table of predictions, whoever made it'))
     _add_audit(commands.add_parser('audit', help='look for duplicates, patients on both sides and sources that give the class away'))
     for command in commands.choices.values():
@@ -255,6 +258,14 @@ def _add_fetch(get):
     get.add_argument('--part', action='append', help='name of an archive, to get only this one; may be repeated')
     get.add_argument('--yes', action='store_true', help='the licence is read and accepted: do not ask')
 
+def _add_report(again):
+    again.add_argument('name', help=f"one of {', '.join(REPORTS)}")
+    again.add_argument('--profile', default='tiny', help=(
+        f"{', '.join(PROFILES)}: the phantom in under a minute (if not given), real data in up to an hour of two cores, the report's own scale for a GPU"))
+    again.add_argument('--path', help="folder of the report's collection; looked for in CXR_DATA where none is given")
+    again.add_argument('--seeds', type=int, help="trainings of each arm; as the profile says if not given; a claim needs 3")
+    again.add_argument('--out', help='folder for the results; results/report-NAME-PROFILE if not given')
+
 def _add_evaluate(judge):
     judge.add_argument('file', help='a .csv with image, patient_id, label and probability_<class> columns; split, model and seed where known')
     judge.add_argument('--rule', default='youden', help=f"how thresholds are chosen on rows with split valid: {', '.join(RULES)}; youden if not given")
@@ -297,6 +308,7 @@ def main(
             folder = fetch(options.name, options.out, options.from_path, options.home, options.part, options.yes, progress=progress)
             print(f'The set is in {folder}.')
         elif options.command == 'evaluate': _evaluate(**chosen)
+        elif options.command == 'report': report(**chosen, progress=progress)
         elif options.command == 'verify': return _verify(options.folder)
         else: return _audit(options)
         return 0
