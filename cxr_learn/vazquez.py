@@ -189,7 +189,7 @@ def plot_grid(
     figure.colorbar(shades, label=f"{measure.replace('_', ' ')}, validation")
     return figure
 
-# %% ../nbs/16d_vazquez.ipynb #fe2d7601
+# %% ../nbs/16d_vazquez.ipynb #1fb9f1be
 BESIDE = (('binary', 'accuracy', 'accuracy', 'all'), ('binary', 'auc', 'auc', 'pneumonia'),
           ('binary', 'sensitivity', 'sensitivity', 'pneumonia'),
           ('three classes', 'accuracy', 'accuracy', 'all'),
@@ -200,17 +200,17 @@ def plot_literature(
 ) -> Figure:
     "The report's table of the literature, our arms below with intervals (mean over seeds)."
     results = result['results'].query("split == 'test'")
-    figure, axes = plt.subplots(1, len(BESIDE), figsize=(13, 2.6), dpi=80, layout='constrained')
-    for axis, (table, measure, ours, label) in zip(axes, BESIDE):
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.8), dpi=80, sharey='row', layout='constrained')
+    for axis, (table, measure, ours, label) in zip(axes.flat, BESIDE):
         told = LITERATURE[LITERATURE['table'] == table].dropna(subset=measure)
         axis.plot(told[measure], told['study'], 'x', color='black')
         rows = results[(results['table'] == table) & (results['measure'] == ours)]
         for arm, rows in rows[rows['label'] == label].groupby('model', sort=False):
             axis.hlines(arm, rows['low'].mean(), rows['high'].mean(), color=COLOURS[5])
             axis.plot(rows['value'].mean(), arm, 'o', color=COLOURS[0])
-        axis.invert_yaxis()
         axis.set_title(f"{table}: {'AUC' if measure == 'auc' else measure}", fontsize=9)
-        axis.tick_params(labelsize=8)
+    for first in axes[:, 0]: first.invert_yaxis()
+    axes[1, 2].axis('off')
     return figure
 
 # %% ../nbs/16d_vazquez.ipynb #ed7a9adc
