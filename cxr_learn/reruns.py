@@ -6,7 +6,8 @@
 __all__ = ['BEFORE_CROPPING', 'KEPT_MEASURES', 'as_reported', 'find_films', 'run_recipe', 'table_folder', 'write_rerun',
            'keep_results']
 
-# %% ../nbs/16c_reruns.ipynb #b399586a
+# %% ../nbs/16c_reruns.ipynb #5ad1c3aa
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -86,7 +87,7 @@ def _refuse_other_classes(recipe, cohort):
         raise RecipeError(f"{recipe.name} asks about {absent[0]!r}, and the collection given has {', '.join(sorted(there))} alone: give the whole "
                           f"of {recipe.data}, or choose another report.")
 
-# %% ../nbs/16c_reruns.ipynb #fdb9c4af
+# %% ../nbs/16c_reruns.ipynb #0526c182
 def run_recipe(
     recipe:Recipe, # at the report's scale
     profile:str='tiny', # one of its profiles
@@ -158,7 +159,8 @@ def _train(bench, seeds, progress, say):
     jobs = [(table, arm, seed) for table in bench.recipe.tables for seed in seeds for arm in table.arms if isinstance(arm, Arm)]
     records = {}
     for number, (table, arm, seed) in enumerate(jobs, start=1):
-        _, trained = train_arm(bench, arm, seed, progress)
+        trained = train_arm(bench, arm, seed, progress)[1]
+        gc.collect()  # a learner holds itself in a circle, and films and weights with it
         records[table.name, arm.name, seed] = trained['records']
         last = trained['records'][-1]
         epochs = '+'.join(str(record['epochs']) for record in trained['records'])
