@@ -6,14 +6,14 @@
 __all__ = ['SCHEDULE', 'ENLARGED', 'WEIGHTED', 'FINDINGS', 'AUCS', 'REPORTED', 'CLAIMS', 'DEVIATIONS', 'STAND_INS', 'RECIPE',
            'plot_rarity', 'plot_trainings', 'plot_augmented', 'plot_topology', 'aucs_of', 'figures']
 
-# %% ../nbs/16g_yarovyi.ipynb #827df36a
+# %% ../nbs/16g_yarovyi.ipynb #e3cf4802
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .augmentation import augment, balance_by_copies, plot_balance
 from .cnn import BlockNet, parameter_table
@@ -108,7 +108,8 @@ RECIPE = check_recipe(Recipe(
                         lr={1e-4: 5e-4}, seeds=1, resamples=200,
                         leave_out=('focal', 'head only', 'from scratch')),
         'small': Profile(64, {'resnet50': 'resnet18'}, {'imagenet': 'shipped'}, epochs=3,
-                         lr={1e-4: 5e-4}, limit=10_000),
+                         lr={1e-4: 5e-4}, limit=10_000, augment='none',
+                         leave_out=('focal',)),
         'full': Profile()},
     REPORTED, CLAIMS, DEVIATIONS, official_test=False, valid=.15, test=.15,
     phantom=dict(patients=280, images_per_patient=(1, 1), findings=tuple(STAND_INS),
@@ -117,7 +118,7 @@ RECIPE = check_recipe(Recipe(
                      'nodule': .1, 'emphysema': .04, 'edema': .02}),
     phantom_labels=STAND_INS))
 
-# %% ../nbs/16g_yarovyi.ipynb #57f42713
+# %% ../nbs/16g_yarovyi.ipynb #96848b5a
 def plot_rarity(
     scores:pd.DataFrame, # label, value, positives; also low and high where they are known
     reported:Mapping[str, float]|None=None, # label -> the report's value, drawn as crosses
@@ -136,6 +137,10 @@ def plot_rarity(
                              color='black', label='as reported')
     if len(known): axis.legend()
     axis.set_xscale('log')
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter('{x:,.0f}')
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(.15, .1)
     axis.set_xlabel(f'{positives} with the finding'); axis.set_ylabel('AUC')
     return figure
 
@@ -163,15 +168,15 @@ def plot_trainings(
         axis.legend(fontsize=8)
     return figure
 
-# %% ../nbs/16g_yarovyi.ipynb #53c8f294
+# %% ../nbs/16g_yarovyi.ipynb #91283580
 def plot_augmented(
     policy:str, # one of `POLICIES`
-    varied:int=5, # how often each film is varied
+    varied:int=4, # how often each film is varied
 ) -> Figure:
     "Two simulated films, and what training sees of them in a few epochs."
     films = make_phantoms(2, ('normal', 'effusion'), (1, 1)).images[:, None] / 255
     shown = [films] + [augment(films.clone(), policy) for _ in range(varied)]
-    figure, axes = plt.subplots(len(films), 1 + varied, figsize=(8.4, 3.1), dpi=80,
+    figure, axes = plt.subplots(len(films), 1 + varied, figsize=(6.4, 2.8), dpi=80,
                                 layout='constrained')
     for column, images in zip(axes.T, shown):
         for axis, image in zip(column, images):
@@ -180,7 +185,7 @@ def plot_augmented(
         column[0].set_title('as it is' if images is films else 'varied', fontsize=9)
     return figure
 
-# %% ../nbs/16g_yarovyi.ipynb #bbc86032
+# %% ../nbs/16g_yarovyi.ipynb #a311fc90
 def plot_topology(
     network:BlockNet, # blocks and a head
     image_size:int, # side of the square images, in pixels
@@ -188,7 +193,7 @@ def plot_topology(
     "Blocks from left to right: layers, parameters, what comes out, and whether it is trained."
     table = parameter_table(network, image_size)
     figure, axis = plt.subplots(figsize=(9, 2), dpi=80, layout='constrained')
-    words = [f'image\n\n\n3 x {image_size} x {image_size}']
+    words = [f'image\n3 x {image_size} x {image_size}']
     words += [f'{row.block}, {row.layers} layer(s)\n{row.parameters:,} parameters\n'
               f"{'trained' if row.trainable else 'frozen'}\n{row.output}"
               for row in table.itertuples()]
