@@ -107,7 +107,7 @@ DEVIATIONS = (
               'an experiment beside the tables',
               'they come from another source, which must not hide in a row'))
 
-# %% ../nbs/16f_bolhassani.ipynb #e65c165e
+# %% ../nbs/16f_bolhassani.ipynb #f2fbe7f8
 SMALLER = {'resnet50': 'resnet18', 'densenet121': 'resnet18'}
 SHIPPED = {'imagenet': 'shipped', 'cxr': 'in_domain'}  # Tiny-ImageNet; from there on NIH's films
 
@@ -117,7 +117,7 @@ RECIPE = check_recipe(Recipe(
         'tiny': Profile(48, SMALLER, SHIPPED, epochs=2, batch_size=16, seeds=1, resamples=200,
                         leave_out=('PDCXFL', 'scratch, cross-entropy', 'PRCE without flips',
                                    'binary, focal')),
-        'small': Profile(64, SMALLER, SHIPPED, epochs=5),
+        'small': Profile(64, SMALLER, SHIPPED, epochs=3),
         'full': Profile()},
     REPORTED, CLAIMS, DEVIATIONS, task='cause', official_test=False, test=.3,
     phantom=dict(patients=200, images_per_patient=(1, 1), findings=(
@@ -155,7 +155,7 @@ def plot_classes(
     for ax in axes: ax.margins(.15)
     return figure
 
-# %% ../nbs/16f_bolhassani.ipynb #98b6f2c3
+# %% ../nbs/16f_bolhassani.ipynb #ec1572a3
 def plot_curves(
     epochs:pd.DataFrame, # from `epoch_table`
 ) -> Figure:
@@ -176,6 +176,7 @@ def plot_curves(
     axes[0, 1].set_title('loss: training (dashed) and validation', fontsize=9)
     for ax in axes[-1]:
         ax.set_xlabel('epoch'); ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 1].set_yscale('log')  # an untrained network's loss can be far above the others
     return figure
 
 # %% ../nbs/16f_bolhassani.ipynb #66175ea0
@@ -198,7 +199,7 @@ def plot_averages(
     ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=3, frameon=False, fontsize=8)
     return figure
 
-# %% ../nbs/16f_bolhassani.ipynb #fd89d5d0
+# %% ../nbs/16f_bolhassani.ipynb #905a5823
 def plot_hidden(
     results:pd.DataFrame, # of `run_recipe`: the rows of one table
 ) -> Figure:
@@ -216,7 +217,8 @@ def plot_hidden(
         ax.plot(mean.index, mean, 'osD^'[place % 4], color=COLOURS[place], label=name)
     ax.set_xticks(range(len(arms)), [arm.replace(' ', '\n', 1) for arm in arms], fontsize=8)
     ax.set(ylabel='share', ylim=(-.03, 1.03)); ax.grid(axis='y', alpha=.3)
-    ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=2, frameon=False, fontsize=8)
+    ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=2, frameon=False, fontsize=8,
+              handlelength=4)
     return figure
 
 # %% ../nbs/16f_bolhassani.ipynb #3202b63c
