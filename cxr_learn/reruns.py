@@ -331,4 +331,5 @@ def keep_results(
 def _epoch_facts(record):
     kept = record['history'][record['best_epoch'] - 1]
     return {name: record[name] for name in ('trainable', 'epochs', 'best_epoch', 'seconds_per_epoch', 'cpu_seconds_per_epoch', 'trainable_parameters')} | {
-        name: round(kept[name], 5) for name in ('train_loss', 'valid_loss', 'valid_accuracy')}
+        name: round(kept[name], 5) for name in ('train_loss', 'valid_loss', 'valid_accuracy')} | dict(
+            mean_valid_accuracy=round(float(np.mean([row['valid_accuracy'] for row in record['history']])), 5))
