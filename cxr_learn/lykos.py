@@ -78,24 +78,25 @@ CLAIMS = (
     _claim('Transfer beats training from scratch.', 'ResNet-18, k = 0', 'from scratch',
            whose='course'))
 
-# %% ../nbs/16e_lykos.ipynb #21a79d66
+# %% ../nbs/16e_lykos.ipynb #e6e92160
 DEVIATIONS = (
     Deviation('validation set', SILENT, '10 per cent of the images',
               'an epoch must be chosen, and the test tenth may not choose it'),
     Deviation('split', '10 per cent of the images of each class', '10 per cent, by patient',
               'the release names no patients: films that look alike are kept on one side'),
-    Deviation('micro-recall', "the mean of the classes' recalls", 'accuracy, and beside it that mean',
-              'the mean of the recalls is macro; what equals accuracy is micro'),
+    Deviation('micro-recall', "the mean of the classes' recalls",
+              'accuracy, and beside it that mean', 'the mean of the recalls is macro; what equals accuracy is micro'),
     Deviation('convolution, pooling, batch-norm', 'in this order',
-              'convolution, batch-norm, ReLU, pooling', 'the order of nearly all networks since 2015'),
+              'convolution, batch-norm, ReLU, pooling',
+              'the order of nearly all networks since 2015'),
     Deviation('from 512 channels to the last layer', SILENT, 'the mean over each channel',
               '"takes 512 as input" leaves nothing else'),
     Deviation('features before the head', 'as they are', 'brought to mean 0 and variance 1',
               'one learning rate then fits the features of any network'),
     Deviation('batch-norm of frozen blocks', SILENT, 'frozen too',
               'else frozen blocks would still change'),
-    Deviation('time per epoch', 'with the frozen blocks', 'without them, where nothing is augmented',
-              'what frozen blocks make of a film is computed once and kept'),
+    Deviation('time per epoch', 'with the frozen blocks',
+              'without them, where nothing is augmented', 'what frozen blocks make of a film is computed once and kept'),
     Deviation('epochs to converge', 'by their early stopping criterion, quantity ' + SILENT,
               'epoch of lowest validation loss', 'as in all chapters here'),
     Deviation('lung masks', 'those of the release', "this course's lung network",
@@ -103,7 +104,8 @@ DEVIATIONS = (
     Deviation('which network saw masked lungs', SILENT, 'ResNet-18, nothing frozen',
               'all of it can get used to black surroundings'),
     Deviation('augmentation', 'kind ' + SILENT,
-              'small turns, shifts, zooms and changes of brightness', 'what the positioning of a patient varies'),
+              'small turns, shifts, zooms and changes of brightness',
+              'what the positioning of a patient varies'),
     Deviation('runs', SILENT, '3 seeds', 'one run cannot tell a method from its luck'))
 
 # %% ../nbs/16e_lykos.ipynb #dee8a1b0
@@ -151,7 +153,7 @@ def freezing_rows(
     return rows.assign(network=[arms[name].network for name in rows['model']],
                        weights='pretrained', frozen_blocks=rows['model'].map(frozen_blocks))
 
-# %% ../nbs/16e_lykos.ipynb #8df8c491
+# %% ../nbs/16e_lykos.ipynb #d6a4c7d1
 def figures(
     result:Mapping, # from `run_recipe`
 ) -> dict[str, tuple[Figure, str]]: # heading -> figure and caption
@@ -165,7 +167,8 @@ def figures(
             'What frozen blocks make of a film is computed once, which the time leaves out.')
     drawn['Accuracy, reported and measured'] = plot_beside(result, table), (
         'Each arm: a dot and a 95% interval for each seed; crosses as reported.')
-    shown = {arm: seeds_of(result['predictions'][table], arm) for arm in (CNN.name, FOUR_CLASSES.main)}
+    shown = {arm: seeds_of(result['predictions'][table], arm)
+             for arm in (CNN.name, FOUR_CLASSES.main)}
     shown = {arm: next(iter(seeds.values())) for arm, seeds in shown.items() if seeds}
     if shown:
         drawn['Who is taken for whom'] = np.ravel(plot_confusion(shown))[0].figure, (
