@@ -133,7 +133,7 @@ def _verdict(claim, row):
         if claim.by is None or low <= claim.by <= high: return HOLDS, 'clearly higher, in every seed'
         return HOLDS, f"clearly higher, in every seed; by {'less' if high < claim.by else 'more'} than reported"
     if clear: return FAILS, 'clearly lower, in every seed'
-    if claim.by is not None and high < claim.by: return FAILS, f'no clear difference, and one of {claim.by:.3f} is excluded'
+    if claim.by is not None and 0 < claim.by and high < claim.by: return FAILS, f'no clear difference, and one of {claim.by:.3f} is excluded'
     return OPEN, 'no clear difference: more patients or seeds are needed'
 
 # %% ../nbs/16b_verdicts.ipynb #7d7e71ef

@@ -1,4 +1,4 @@
-"The figures of chapter 16c that other reports use too, on a result made by hand"
+"The figures of chapter 16d that other reports use too, on a result made by hand"
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

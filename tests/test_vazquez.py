@@ -1,4 +1,4 @@
-"What chapter 16d says of thresholds, on tables small enough to check by hand"
+"What chapter 16e says of thresholds, on tables small enough to check by hand"
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
