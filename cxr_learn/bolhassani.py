@@ -117,7 +117,8 @@ RECIPE = check_recipe(Recipe(
         'tiny': Profile(48, SMALLER, SHIPPED, epochs=2, batch_size=16, seeds=1, resamples=200,
                         leave_out=('PDCXFL', 'scratch, cross-entropy', 'PRCE without flips',
                                    'binary, focal')),
-        'small': Profile(64, SMALLER, SHIPPED, epochs=3),
+        'small': Profile(64, SMALLER, SHIPPED, epochs=3,
+                         leave_out=('scratch, cross-entropy', 'PRCE without flips')),
         'full': Profile()},
     REPORTED, CLAIMS, DEVIATIONS, task='cause', official_test=False, test=.3,
     phantom=dict(patients=200, images_per_patient=(1, 1), findings=(

@@ -51,7 +51,10 @@ def as_reported(
     if not names: return phantom
     if findings_of(phantom):
         named = {FINDING_PREFIX + finding: FINDING_PREFIX + name for finding, name in names.items()}
-        return make_cohort(phantom.drop(columns='label').rename(columns=named))
+        named = phantom.drop(columns='label').rename(columns=named)
+        if 'normal' in names:  # ChestX-ray14 counts the absence of findings as one more output
+            named[FINDING_PREFIX + names['normal']] = (~named[[FINDING_PREFIX + name for name in findings_of(named)]].any(axis=1)).astype(int)
+        return make_cohort(named)
     told = phantom['label'].map(names)
     return phantom.assign(label=told)[told.notna()].reset_index(drop=True)
 
@@ -306,7 +309,7 @@ def _facts(result):
     return pd.DataFrame({'what': facts.keys(), 'value': [str(value) for value in facts.values()]})
 
 # %% ../nbs/16c_reruns.ipynb #d4f3433b
-KEPT_MEASURES = ('accuracy', 'balanced_accuracy', 'macro_auc', 'macro_sensitivity', 'macro_f1', 'log_loss', 'auc', 'sensitivity', 'specificity',
+KEPT_MEASURES = ('accuracy', 'balanced_accuracy', 'macro_auc', 'micro_auc', 'macro_average_precision', 'brier', 'macro_sensitivity', 'macro_f1', 'log_loss', 'auc', 'sensitivity', 'specificity',
                  'ppv', 'f1', 'sensitivity_at_threshold', 'specificity_at_threshold')
 
 def keep_results(
